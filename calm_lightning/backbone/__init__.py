@@ -1,0 +1,1 @@
+"""The Llama-style transformer both language models stand on. Knows torch only."""

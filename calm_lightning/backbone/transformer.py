@@ -1,0 +1,180 @@
+"""The Llama-style decoder both language models stand on, and its branched continuation.
+
+Training runs `forward` over whole sequences. Evaluation continues every start position with many
+sampled branches at once: `prefill` keeps the keys and values of the true sequence, and `branch_step`
+lets each branch attend to its own prefix of that sequence and to its own tokens, so nothing is
+recomputed and no Python loop runs over positions. Generation is the case of one long branch.
+
+Shape suffixes: B batch, L positions, D width, H heads, A head width, R branches, J steps of a branch.
+Cost of one branch step: R queries against L keys, as much as a forward pass over R positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from calm_lightning.backbone.config import BackboneConfig
+from calm_lightning.backbone.layers import SwiGLU, rotary_table, rotate
+
+
+@dataclass(frozen=True)
+class PrefixCache:
+    """Keys and values of a sequence, per layer: each (B, H, L, A)."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+
+@dataclass
+class BranchCache:
+    """Keys and values of what the branches have seen so far, per layer: each (B, H, R, J, A)."""
+
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """Number of positions each branch has taken, J."""
+        return self.keys[0].shape[3] if self.keys else 0
+
+    def extend(self, layer: int, key_BHRA: Tensor, value_BHRA: Tensor) -> tuple[Tensor, Tensor]:
+        """Append one position to a layer and return all of its keys and values, (B, H, R, J, A)."""
+        key, value = key_BHRA.unsqueeze(3), value_BHRA.unsqueeze(3)
+        if layer == len(self.keys):
+            self.keys.append(key)
+            self.values.append(value)
+        else:
+            self.keys[layer] = torch.cat((self.keys[layer], key), dim=3)
+            self.values[layer] = torch.cat((self.values[layer], value), dim=3)
+        return self.keys[layer], self.values[layer]
+
+
+class Attention(nn.Module):
+    """Multi-head causal attention with rotary positions and no biases."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.d, 3 * config.d, bias=False)
+        self.out = nn.Linear(config.d, config.d, bias=False)
+
+    def project(self, hidden_BLD: Tensor, cos_LA: Tensor, sin_LA: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rotated queries, rotated keys and values, each (B, H, L, A)."""
+        B, L, D = hidden_BLD.shape
+        qkv = self.qkv(hidden_BLD).view(B, L, 3, self.heads, D // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        return rotate(query, cos_LA, sin_LA), rotate(key, cos_LA, sin_LA), value
+
+    def merge(self, mixed_BHLA: Tensor) -> Tensor:
+        """Join the heads and project, (B, H, L, A) to (B, L, D)."""
+        return self.out(mixed_BHLA.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def branch_attention(
+    query_BHRA: Tensor, prefix: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], hidden_from_RL: Tensor
+) -> Tensor:
+    """Attend to a shared prefix and to each branch's own positions, under one softmax.
+
+    Args:
+        query_BHRA: One query per branch, (B, H, R, A).
+        prefix: Keys and values of the true sequence, each (B, H, L, A).
+        own: Keys and values of each branch, each (B, H, R, J, A).
+        hidden_from_RL: True where branch r must not see prefix position l, (R, L).
+
+    Returns:
+        Mixed values, (B, H, R, A).
+    """
+    scale = query_BHRA.shape[-1] ** -0.5
+    prefix_logits = (query_BHRA @ prefix[0].transpose(-1, -2)).float().masked_fill(hidden_from_RL, -torch.inf)
+    own_logits = torch.einsum("bhra,bhrja->bhrj", query_BHRA, own[0]).float()
+    weights = torch.softmax(torch.cat((prefix_logits, own_logits), dim=-1) * scale, dim=-1).to(own[1].dtype)
+    prefix_weights, own_weights = weights.split((prefix_logits.shape[-1], own_logits.shape[-1]), dim=-1)
+    return prefix_weights @ prefix[1] + torch.einsum("bhrj,bhrja->bhra", own_weights, own[1])
+
+
+class Block(nn.Module):
+    """Pre-norm attention and SwiGLU, each added to the residual stream."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.d, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.RMSNorm(config.d, eps=config.norm_eps)
+        self.mlp = SwiGLU(config.d, config.intermediate)
+
+    def forward(self, hidden_BLD: Tensor, cos_LA: Tensor, sin_LA: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the block's output (B, L, D) and its keys and values (B, H, L, A)."""
+        query, key, value = self.attention.project(self.attention_norm(hidden_BLD), cos_LA, sin_LA)
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.finish(hidden_BLD, mixed), key, value
+
+    def finish(self, hidden_BLD: Tensor, mixed_BHLA: Tensor) -> Tensor:
+        """Add the attended values and the feed-forward to the residual stream, (B, L, D)."""
+        hidden_BLD = hidden_BLD + self.attention.merge(mixed_BHLA)
+        return hidden_BLD + self.mlp(self.mlp_norm(hidden_BLD))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """RMSNorm, rotary positions, SwiGLU, causal attention: vectors in, vectors out, no vocabulary."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.d, eps=config.norm_eps)
+
+    def _angles(self, positions_L: Tensor) -> tuple[Tensor, Tensor]:
+        return rotary_table(positions_L, self.config.d // self.config.heads, self.config.rope_theta)
+
+    def forward(self, input_BLD: Tensor) -> Tensor:
+        """Map input vectors (B, L, D) to hidden states (B, L, D); position i sees positions up to i."""
+        cos, sin = self._angles(torch.arange(input_BLD.shape[1], device=input_BLD.device))
+        for block in self.blocks:
+            input_BLD, _, _ = block(input_BLD, cos, sin)
+        return self.norm(input_BLD)  # type: ignore[no-any-return]
+
+    def prefill(self, input_BLD: Tensor) -> tuple[Tensor, PrefixCache]:
+        """Run `forward` and also return the keys and values that `branch_step` continues from."""
+        cos, sin = self._angles(torch.arange(input_BLD.shape[1], device=input_BLD.device))
+        cache = PrefixCache([], [])
+        for block in self.blocks:
+            input_BLD, key, value = block(input_BLD, cos, sin)
+            cache.keys.append(key)
+            cache.values.append(value)
+        return self.norm(input_BLD), cache
+
+    def branch_step(self, input_BRD: Tensor, prefix: PrefixCache, own: BranchCache, prefix_length_R: Tensor) -> Tensor:
+        """Advance every branch by one position.
+
+        Args:
+            input_BRD: The next input of each branch, (B, R, D).
+            prefix: Cache of the true sequences.
+            own: Cache of the branches; one position is appended to it.
+            prefix_length_R: How many prefix positions each branch continues from, (R,), at least 1.
+
+        Returns:
+            Hidden states, (B, R, D), equal to running `forward` on each branch's whole sequence.
+        """
+        cos, sin = self._angles(prefix_length_R + own.steps)
+        prefix_positions_L = torch.arange(prefix.keys[0].shape[2], device=input_BRD.device)
+        hidden_from_RL = prefix_positions_L >= prefix_length_R.unsqueeze(1)
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            query, key, value = block.attention.project(block.attention_norm(input_BRD), cos, sin)
+            branch = own.extend(layer, key, value)
+            mixed = branch_attention(query, (prefix.keys[layer], prefix.values[layer]), branch, hidden_from_RL)
+            input_BRD = block.finish(input_BRD, mixed)
+        return self.norm(input_BRD)  # type: ignore[no-any-return]
+
+
+def init_weights(module: nn.Module, std: float = 0.02) -> None:
+    """Draw every matrix and embedding below `module` from N(0, std^2) and zero every bias (the released recipe)."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=std)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,29 @@
+"""The exception tree. Every message says what is wrong, where, and what to do next.
+
+The command line prints a `CalmError` as one sentence and exits with 2; anything else is a bug in
+this project and keeps its traceback.
+"""
+
+
+class CalmError(Exception):
+    """Base of every error a user can cause and mend."""
+
+
+class ConfigError(CalmError):
+    """A configuration key is unknown, of the wrong type, or contradicts another."""
+
+
+class DataError(CalmError):
+    """A source corpus, a tokenizer, a manifest or a shard is missing, damaged or does not fit."""
+
+
+class CheckpointError(CalmError):
+    """A checkpoint is missing, damaged, or belongs to another model."""
+
+
+class TrackingError(CalmError):
+    """The tracking store cannot be opened."""
+
+
+class SweepError(CalmError):
+    """A sweep cannot start or continue."""

@@ -1,0 +1,1 @@
+"""Generative heads: each draws z ~ p(. | h) for a hidden state h."""

@@ -1,0 +1,1 @@
+"""LATENTS -> TOKENS: continuations of every start position at once, temperature, generated text. Knows torch only."""

@@ -1,0 +1,192 @@
+"""The MLflow store: where it is, how it is opened quietly, how a run is found again.
+
+A run is found by its tags (identity and parent), not by an id kept in a file: whatever was killed, the same
+command continues the same MLflow run. The price is one search when a run is attached.
+"""
+
+from __future__ import annotations
+
+import getpass
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calm_lightning.errors import TrackingError
+from calm_lightning.tracking.config import TrackingConfig
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+IDENTITY_TAG = "calm.identity"
+PARENT_TAG = "mlflow.parentRunId"
+PARAMS_PER_BATCH = 100
+_PARAM_LENGTH = 500  # of MLflow's 6000: a parameter is a cell of a table, config.yaml is the full record
+_TAG_LENGTH = 5000
+
+
+def store_dir(work_dir: str | Path) -> Path:
+    """Return the directory of the embedded store: `mlruns` beside the work directory."""
+    return Path(work_dir).expanduser().resolve().parent / "mlruns"
+
+
+def tracking_uri(config: TrackingConfig, work_dir: str | Path) -> str:
+    """Return the MLflow tracking URI.
+
+    Args:
+        config: Its `uri` wins where it is set.
+        work_dir: The work directory beside which the embedded SQLite store lies.
+    """
+    return config.uri or f"sqlite:///{(store_dir(work_dir) / 'mlflow.db').as_posix()}"
+
+
+def quiet_environment() -> dict[str, str]:
+    """Return the variables that keep MLflow from calling home and from asking git about the caller."""
+    return {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "GIT_PYTHON_REFRESH": "quiet"}
+
+
+def require_mlflow() -> None:
+    """Check that the package is installed, without importing it.
+
+    Raises:
+        TrackingError: It is not.
+    """
+    if importlib.util.find_spec("mlflow") is None:
+        raise TrackingError(
+            "MLflow is not installed: run pip install 'calm-lightning[tracking]', or set tracking.mlflow=false"
+        )
+
+
+@dataclass(frozen=True)
+class Store:
+    """An opened store and the experiment in it.
+
+    Attributes:
+        client: The MLflow client.
+        uri: Tracking URI.
+        experiment_id: The experiment's id.
+    """
+
+    client: MlflowClient
+    uri: str
+    experiment_id: str
+
+    def attach(self, identity: str, name: str, tags: Mapping[str, str], parent_run_id: str | None) -> str:
+        """Find the run with this identity and parent, or create it, and mark it as running.
+
+        Args:
+            identity: Value of the tag `calm.identity`.
+            name: Name shown in the UI.
+            tags: Further tags; they replace older values of the same names.
+            parent_run_id: MLflow run id of the parent, None for a run of its own.
+
+        Returns:
+            The MLflow run id.
+        """
+        from mlflow.entities import RunTag
+
+        all_tags = {**tags, IDENTITY_TAG: identity}
+        if parent_run_id is not None:
+            all_tags[PARENT_TAG] = parent_run_id
+        found = self.client.search_runs(
+            [self.experiment_id],
+            filter_string=f"tags.`{IDENTITY_TAG}` = '{identity}'",
+            order_by=["attributes.start_time ASC"],
+        )
+        run_ids = [run.info.run_id for run in found if run.data.tags.get(PARENT_TAG) == parent_run_id]
+        if not run_ids:
+            user = {"mlflow.user": _user(), "mlflow.source.name": "calm", "mlflow.source.type": "LOCAL"}
+            made = self.client.create_run(self.experiment_id, run_name=name, tags=clip_tags({**user, **all_tags}))
+            return str(made.info.run_id)
+        self.client.update_run(run_ids[0], status="RUNNING")
+        self.client.log_batch(run_ids[0], tags=[RunTag(key, value) for key, value in clip_tags(all_tags).items()])
+        return str(run_ids[0])
+
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Log parameters that the run does not have yet (MLflow forbids changing one).
+
+        Args:
+            run_id: MLflow run id.
+            params: A nested mapping, for example a resolved configuration.
+        """
+        from mlflow.entities import Param
+
+        known = self.client.get_run(run_id).data.params
+        fresh = [Param(key, value) for key, value in flatten(params) if key not in known]
+        for start in range(0, len(fresh), PARAMS_PER_BATCH):
+            self.client.log_batch(run_id, params=fresh[start : start + PARAMS_PER_BATCH])
+
+    def logged(self, run_id: str) -> set[tuple[str, int]]:
+        """Return which (metric, step) pairs the store already has."""
+        names = self.client.get_run(run_id).data.metrics
+        return {(name, int(point.step)) for name in names for point in self.client.get_metric_history(run_id, name)}
+
+    def log_files(self, run_id: str, paths: list[Path]) -> None:
+        """Copy files and directories into the run's artifacts; missing ones are passed over."""
+        for path in paths:
+            if path.is_dir():
+                self.client.log_artifacts(run_id, str(path), path.name)
+            elif path.is_file():
+                self.client.log_artifact(run_id, str(path))
+
+
+def open_store(config: TrackingConfig, work_dir: str | Path) -> Store:
+    """Open the store; the first time this makes the SQLite schema, which takes a second or two.
+
+    Args:
+        config: URI and experiment name.
+        work_dir: As `tracking_uri`.
+
+    Raises:
+        TrackingError: MLflow is not installed.
+    """
+    require_mlflow()
+    for key, value in quiet_environment().items():
+        os.environ.setdefault(key, value)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    for chatty in ("mlflow", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    uri, location = tracking_uri(config, work_dir), None
+    if not config.uri:
+        directory = store_dir(work_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        location = (directory / "artifacts").as_uri()
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(config.experiment)
+    if experiment is not None:
+        return Store(client, uri, experiment.experiment_id)
+    try:
+        return Store(client, uri, client.create_experiment(config.experiment, artifact_location=location))
+    except MlflowException:
+        # Another process made it in the meantime, or this is a real failure and the next line repeats it.
+        experiment = client.get_experiment_by_name(config.experiment)
+        if experiment is None:
+            raise
+        return Store(client, uri, experiment.experiment_id)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield ("a.b", text) for every leaf of a nested mapping, long texts cut; None reads "null"."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            text = "null" if value is None else str(value)
+            yield f"{prefix}{key}", text if len(text) <= _PARAM_LENGTH else text[: _PARAM_LENGTH - 3] + "..."
+
+
+def clip_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags with values short enough for every store."""
+    return {key: str(value)[:_TAG_LENGTH] for key, value in tags.items()}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user id without a name
+        return "unknown"
