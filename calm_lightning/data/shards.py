@@ -72,9 +72,7 @@ class Counts:
     text_bytes: int = 0
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            self.documents + other.documents, self.tokens + other.tokens, self.text_bytes + other.text_bytes
-        )
+        return Counts(self.documents + other.documents, self.tokens + other.tokens, self.text_bytes + other.text_bytes)
 
 
 @dataclass(frozen=True)
@@ -277,6 +275,23 @@ def _manifest_from_json(value: dict[str, Any]) -> Manifest:
 
 def _split_order(name: str) -> tuple[int, str]:
     return (SPLITS.index(name) if name in SPLITS else len(SPLITS), name)
+
+
+def check_shard_files(directory: Path, manifest: Manifest) -> None:
+    """Check that every shard of a manifest is there in its full size, without reading it.
+
+    Raises:
+        DataError: A shard is missing or has another size.
+    """
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            path = directory / shard.file
+            if not path.is_file():
+                raise DataError(f"shard {path} is missing: put it back or prepare the corpus again")
+            if (size := path.stat().st_size) != shard.bytes:
+                raise DataError(
+                    f"shard {path} is damaged (it has {size} bytes of {shard.bytes}): prepare the corpus again"
+                )
 
 
 def token_dtype(vocabulary: int) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from calm_lightning.data.batch import TokenBatch
@@ -158,13 +158,40 @@ class BlockStream(IterableDataset[TokenBatch]):
 
     def __iter__(self) -> Iterator[TokenBatch]:
         worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        index = self._start + first
+        if worker is None:
+            yield from self._batches(self._start, 1)
+            return
+        try:
+            yield from self._batches(self._start + worker.id, worker.num_workers)
+        except DataError as error:
+            # Raised here, it would reach the user as a traceback in a string; TokenLoader raises it over there.
+            yield error  # type: ignore[misc]
+
+    def _batches(self, index: int, step: int) -> Iterator[TokenBatch]:
         while True:
             begin = index * self._batch_blocks
             positions = range(begin + self._rank, begin + self._batch_blocks, self._world)
             yield self._reader.batch([self._plan.at(position) for position in positions], index)
             index += step
+
+
+class TokenLoader(DataLoader[TokenBatch]):
+    """A DataLoader over whole batches that raises a worker's DataError as it is, one sentence."""
+
+    def __init__(self, stream: IterableDataset[TokenBatch], workers: int = 0) -> None:
+        """Load `stream` with `workers` processes, 0 meaning this one."""
+        super().__init__(stream, batch_size=None, num_workers=workers, collate_fn=_as_is)
+
+    def __iter__(self) -> Iterator[TokenBatch]:  # type: ignore[override]  # typed as one concrete iterator class
+        for item in super().__iter__():
+            if isinstance(item, DataError):
+                raise item
+            yield item
+
+
+def _as_is(batch: TokenBatch) -> TokenBatch:
+    """Return a batch unchanged (a named function, so that spawned workers can get it)."""
+    return batch
 
 
 class EvaluationBlocks(IterableDataset[TokenBatch]):

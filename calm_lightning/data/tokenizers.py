@@ -301,7 +301,9 @@ def load_tokenizer(directory: Path, record: TokenizerRecord) -> Tokenizer:
         return BytesTokenizer()
     path = directory / record.file
     if record.kind not in kinds:
-        raise DataError(f"{directory} was made with an unknown tokenizer kind {record.kind!r}; prepare the corpus again")
+        raise DataError(
+            f"{directory} was made with an unknown tokenizer kind {record.kind!r}; prepare the corpus again"
+        )
     return kinds[record.kind](_read(path), str(path))
 
 

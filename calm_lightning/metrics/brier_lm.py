@@ -9,8 +9,7 @@ Source: arXiv 2510.27688, section 5; Brier 1950.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,8 +54,7 @@ def brier_lm_percent(brier_x4: Tensor) -> Tensor:
     return torch.where((brier_x4 > 0).all(-1), 100 * brier_x4.clamp(min=0).prod(-1) ** 0.25, 0.0)
 
 
-@dataclass(frozen=True)
-class BrierLMResult:
+class BrierLMResult(NamedTuple):
     """BrierLM and its parts, percent.
 
     Attributes:
@@ -82,15 +80,11 @@ class BrierLMResult:
     groups: int
 
 
-class BrierLM(Metric):
-    """Accumulates Brier-1..4 over start positions; errors come from resampling groups of positions.
+class BrierScores(Metric):
+    """Accumulates Brier-1..4 of start positions into BrierLM; errors come from resampling groups of positions.
 
     Positions of one block share a document and a context, so they are not independent: a group is what is resampled
-    together. Works with any sampler::
-
-        metric = BrierLM()
-        metric.update(samples, target)      # (P, S, 4) sampled and (P, 4) true token ids
-        metric.compute().value              # percent
+    together. Takes scores that were made otherwise, for example by `brier_from_probabilities`.
     """
 
     is_differentiable = False
@@ -102,25 +96,17 @@ class BrierLM(Metric):
         super().__init__(**kwargs)
         self.add_state("group_rows", default=[], dist_reduce_fx="cat")
 
-    def update(self, samples_PS4: Tensor, target_P4: Tensor, group_P: Tensor | None = None) -> None:
-        """Score samples.
+    def update(self, brier_P4: Tensor, group_P: Tensor | None = None) -> None:
+        """Add the scores of some positions.
 
         Args:
-            samples_PS4: Sampled token ids, (P, S, 4).
-            target_P4: True token ids, (P, 4).
+            brier_P4: Brier-1..4, (P, 4), fractions.
             group_P: Group of each position, (P,), whole groups per call; None makes each position its own group.
-
-        Raises:
-            ValueError: As `brier_from_samples`.
         """
-        self.update_scores(brier_from_samples(samples_PS4, target_P4), group_P)
-
-    def update_scores(self, brier_P4: Tensor, group_P: Tensor | None = None) -> None:
-        """Add scores made otherwise, for example by `brier_from_probabilities`: (P, 4), fractions."""
         rows = torch.cat((brier_P4.double(), torch.ones_like(brier_P4[:, :1]).double()), dim=1)
         if group_P is not None:
-            _, index_P = group_P.to(rows.device).unique(return_inverse=True)
-            rows = rows.new_zeros(int(index_P.max()) + 1, rows.shape[1]).index_add_(0, index_P, rows)
+            groups, index_P = group_P.to(rows.device).unique(return_inverse=True)
+            rows = rows.new_zeros(len(groups), rows.shape[1]).index_add_(0, index_P, rows)
         self.group_rows.append(rows)
 
     def compute(self) -> BrierLMResult:
@@ -154,3 +140,25 @@ class BrierLM(Metric):
             positions=int(total[4]),
             groups=groups,
         )
+
+
+class BrierLM(BrierScores):
+    """BrierLM of any sampler, in two lines::
+
+        metric = BrierLM()
+        metric.update(samples, target)      # (P, S, 4) sampled and (P, 4) true token ids
+        metric.compute().value              # percent
+    """
+
+    def update(self, samples_PS4: Tensor, target_P4: Tensor, group_P: Tensor | None = None) -> None:  # type: ignore[override]
+        """Score samples.
+
+        Args:
+            samples_PS4: Sampled token ids, (P, S, 4).
+            target_P4: True token ids, (P, 4).
+            group_P: As in `BrierScores.update`.
+
+        Raises:
+            ValueError: As `brier_from_samples`.
+        """
+        super().update(brier_from_samples(samples_PS4, target_P4), group_P)

@@ -86,8 +86,10 @@ class ParentRun:
 
     def tag_child(self, child_run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a child run, for example whether it lies on the front."""
-        for key, value in tags.items():
-            self._try(lambda store, _, key=key, value=value: store.client.set_tag(child_run_id, key, value))
+        from mlflow.entities import RunTag
+
+        batch = [RunTag(key, value) for key, value in tags.items()]
+        self._try(lambda store, _: store.client.log_batch(child_run_id, tags=batch))
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the run with "FINISHED", "FAILED" or "KILLED"."""

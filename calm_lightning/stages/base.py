@@ -1,0 +1,65 @@
+"""What the three stages share: optimiser, clipping, and the loss line of the log."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from calm_lightning.data.batch import TokenBatch
+from calm_lightning.metrics import names
+from calm_lightning.stages.config import EvaluationConfig, OptimConfig
+from calm_lightning.stages.optim import make_optimizer, schedule
+
+
+class Stage(pl.LightningModule, ABC):
+    """Base of the stages: a subclass says what its loss is and how it is evaluated.
+
+    Args:
+        optim: Optimiser and schedule.
+        evaluation: How finely to score.
+    """
+
+    def __init__(self, optim: OptimConfig, evaluation: EvaluationConfig) -> None:
+        super().__init__()
+        self.optim = optim
+        self.evaluation = evaluation
+
+    @abstractmethod
+    def loss(self, tokens_BT: Tensor) -> Tensor:
+        """Return the training loss of token blocks (B, T), a scalar."""
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        """Return the loss of one micro-batch of blocks (B, T)."""
+        loss = self.loss(batch.tokens)
+        self.log(names.TRAIN_LOSS, loss.detach(), prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return AdamW with its schedule, stepped once per optimiser step."""
+        optimizer = make_optimizer(self, self.optim)
+        scheduler = LambdaLR(optimizer, schedule(self.optim, self.trainer.max_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by global norm and log the norm before clipping.
+
+        Lightning refuses to clip for fused optimisers because of gradient scaling, which bf16 does not use.
+        """
+        limit = float(gradient_clip_val) if gradient_clip_val else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        self.log(names.TRAIN_GRAD_NORM, norm)
+
+    def log_mean(self, name: str, value: Tensor, batch: TokenBatch) -> None:
+        """Log a validation value that is averaged over all blocks of the evaluation."""
+        self.log(name, value, on_step=False, on_epoch=True, batch_size=len(batch.tokens), sync_dist=True)

@@ -1,0 +1,45 @@
+"""The token baseline as a stage, scored at the same start positions as CALM.
+
+Shape suffixes: B blocks, T tokens, V vocabulary, G start positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from calm_lightning.language_model.baseline import TokenLM
+from calm_lightning.metrics import names
+from calm_lightning.metrics.brier_lm import brier_from_probabilities
+from calm_lightning.sampling.continuations import baseline_probabilities
+from calm_lightning.sampling.generate import generate_tokens
+from calm_lightning.stages.config import EvaluationConfig, OptimConfig
+from calm_lightning.stages.scoring import ScoredStage
+
+
+class BaselineStage(ScoredStage):
+    """Trains next-token prediction. `train/loss` is nats per token."""
+
+    loss_name = names.VAL_CROSS_ENTROPY
+
+    def __init__(self, model: TokenLM, optim: OptimConfig, evaluation: EvaluationConfig) -> None:
+        super().__init__(optim, evaluation)
+        self.model = model
+
+    def loss(self, tokens_BT: Tensor) -> Tensor:
+        """Return the mean cross-entropy of the next token over token blocks (B, T), nats."""
+        logits_BTV = self.model(tokens_BT[:, :-1])
+        return functional.cross_entropy(logits_BTV.flatten(0, 1).float(), tokens_BT[:, 1:].flatten())
+
+    def scores(self, tokens_BT: Tensor, starts_G: Tensor) -> Tensor:
+        """Return Brier-1..4 from exact P(y) and sampled prefixes per start position, (B, G, 4)."""
+        gold_BG4, collision_BG4, _ = baseline_probabilities(
+            self.model, tokens_BT, starts_G, self.evaluation.samples
+        )
+        return brier_from_probabilities(gold_BG4, collision_BG4)
+
+    @torch.no_grad()
+    def generate(self, prompt_T: Tensor, num_tokens: int, temperature: float) -> Tensor:
+        """Return `num_tokens` generated token ids that continue the prompt (T,)."""
+        return generate_tokens(self.model, prompt_T, num_tokens, temperature)

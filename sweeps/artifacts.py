@@ -1,0 +1,40 @@
+"""Files of a sweep: their names, and writing them whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from calm_lightning.errors import SweepError
+
+FIGURE = "front.png"
+PAGE = "front.html"
+POINTS = "points.csv"
+SUMMARY = "summary.md"
+CONFIG = "sweep.yaml"
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
+    """Write a file through a temporary name in the same directory.
+
+    Args:
+        path: The file.
+        write: Called with the temporary path; it writes the content there.
+
+    Returns:
+        `path`.
+
+    Raises:
+        SweepError: The directory cannot be written to, for example because the disk is full.
+    """
+    scratch = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(scratch)
+        os.replace(scratch, path)
+    except OSError as error:
+        raise SweepError(f"{path} cannot be written: {error.strerror}; make room and run the command again") from None
+    finally:
+        scratch.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,183 @@
+"""A sweep in words and numbers: the terminal's table, the CSV of all evaluations, the Markdown summary.
+
+All three are made from the same `Series`, so they cannot disagree; the CSV is the one to compute with.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from calm_lightning.metrics.names import ScorePoint
+from sweeps.pareto import hypervolume
+from sweeps.series import Series, front_points
+
+LEARNED_AT = 3.0
+"""Standard errors above the untrained model from which a model counts as having learned something."""
+_COLUMNS = ("model", "K", "parameters", "train FLOPs", "inference FLOPs/token", "text tokens", "BrierLM [95 %]")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a sweep was given, for every text that goes with its numbers.
+
+    Attributes:
+        title: Heading.
+        corpus: The corpus and its vocabulary in a few words.
+        protocol: How it was scored: block length, start positions, samples.
+        machine: Where it ran.
+        caveats: What this budget can and cannot show.
+    """
+
+    title: str
+    corpus: str
+    protocol: str
+    machine: str
+    caveats: tuple[str, ...]
+
+    def line(self) -> str:
+        """Return corpus, protocol and machine as one line."""
+        return " · ".join(part for part in (self.corpus, self.protocol, self.machine) if part)
+
+
+def quantity(value: float) -> str:
+    """Return a number with three digits and a unit prefix of counting: 12.3M, 4.56B; plain below 1000."""
+    for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def interval(point: ScorePoint) -> str:
+    """Return BrierLM with its 95 % interval."""
+    return f"{point.brier_lm:.2f} [{point.brier_lm_low:.2f}, {point.brier_lm_high:.2f}]"
+
+
+def _rows(series: Sequence[Series]) -> list[list[str]]:
+    """Return the table's cells, one row per model by rising training FLOPs, the last two columns Brier-n and front."""
+    on_front = [(one.label, point) for one, point in front_points(series)]
+    rows = []
+    for one in sorted(series, key=lambda item: item.final.train_flops):
+        final, mine = one.final, [point for label, point in on_front if label == one.label]
+        count = f"{len(mine)} of {len(one.trained)}"
+        rows.append(
+            [
+                one.label,
+                "-" if one.K is None else str(one.K),
+                quantity(one.parameters),
+                f"{final.train_flops:.2e}",
+                f"{final.inference_flops_per_token:.2e}",
+                quantity(final.text_tokens),
+                interval(final),
+                " / ".join(f"{value:.1f}" for value in final.brier),
+                f"{count}, the last too" if final in mine else count,
+            ]
+        )
+    return rows
+
+
+def pareto_table(series: Sequence[Series], title: str) -> Table:
+    """Return the terminal's table: the last evaluation of every model, and how much of it lies on the front.
+
+    Args:
+        series: The models.
+        title: Heading.
+    """
+    table = Table(title=title, caption="front: evaluations no cheaper or better one dominates, in training FLOPs")
+    for name in _COLUMNS:
+        table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
+    table.add_column("Brier-1 / 2 / 3 / 4", justify="right")
+    table.add_column("on the front")
+    for row in _rows(series):
+        table.add_row(*row, style="bold" if row[-1].endswith("too") else None)
+    return table
+
+
+def checks(series: Sequence[Series]) -> list[tuple[bool, str]]:
+    """Return what can be said about whether each model learned anything: (it did, sentence) pairs.
+
+    Nothing is enforced: a model that learned nothing at this budget is a result too.
+    """
+    found = []
+    for one in series:
+        gain, final = one.learned(), one.final
+        if gain is None:
+            found.append((False, f"{one.label}: no untrained evaluation to compare with"))
+            continue
+        rose = f"Brier-1 {final.brier[0]:.2f} is {gain:+.1f} standard errors from the untrained model's"
+        if math.isinf(gain):
+            rose = f"Brier-1 went from {one.points[0].brier[0]:.2f} to {final.brier[0]:.2f}, both without spread"
+        above = "lies above" if final.brier_lm_low > 0 else "reaches down to"
+        learned = gain > LEARNED_AT
+        verdict = "learned" if learned else f"did not learn measurably (less than {LEARNED_AT:.0f})"
+        found.append((learned, f"{one.label} {verdict}: {rose}; BrierLM {interval(final)} {above} zero"))
+    return found
+
+
+def front_numbers(series: Sequence[Series]) -> dict[str, float]:
+    """Return the size of the front and its hypervolume, by metric name.
+
+    The reference point is BrierLM 0 at the largest training cost of the sweep, so hypervolumes of one sweep's
+    repetitions compare, and those of different budgets do not.
+    """
+    points = front_points(series)
+    plane = [(point.train_flops, point.brier_lm) for _, point in points]
+    worst = max((point.train_flops for one in series for point in one.trained), default=0.0)
+    return {
+        "sweep/front_size": float(len(points)),
+        "sweep/hypervolume": hypervolume(plane, (worst, 0.0)),
+        "sweep/reference_train_flops": worst,
+    }
+
+
+def write_points(path: Path, series: Sequence[Series]) -> None:
+    """Write every evaluation of every model as CSV, FLOPs and percent in full precision."""
+    on_front = {(one.label, point.step) for one, point in front_points(series)}
+    on_inference = {(one.label, point.step) for one, point in front_points(series, inference=True)}
+    numbers = ("step", "text_tokens", "train_flops", "stage_train_flops", "inference_flops_per_token", "seconds")
+    scores = ("brier_lm", "brier_lm_se", "brier_lm_low", "brier_lm_high")
+    brier = [f"brier_{n}" for n in range(1, 5)] + [f"brier_{n}_se" for n in range(1, 5)]
+    tail = ("on_front", "on_inference_front", "run_dir", "autoencoder_dir", "mlflow_run_id")
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["model", "stage", "K", "parameters", *numbers, *scores, *brier, *tail])
+        for one in series:
+            for point in one.points:
+                key = (one.label, point.step)
+                writer.writerow(
+                    [one.label, one.stage, "" if one.K is None else one.K, one.parameters]
+                    + [getattr(point, name) for name in (*numbers, *scores)]
+                    + [*point.brier, *point.brier_se, int(key in on_front), int(key in on_inference)]
+                    + [one.run_dir, one.autoencoder_dir, one.mlflow_run_id or ""]
+                )
+
+
+def summary(series: Sequence[Series], budget: Budget, study: str) -> str:
+    """Return the sweep as Markdown: budget, table, checks, caveats and a text sample of every model."""
+    head = [*_COLUMNS, "Brier-1 / 2 / 3 / 4", "on the front"]
+    lines = [f"# {budget.title}", "", budget.line(), "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines += [f"| {' | '.join(row)} |" for row in _rows(series)]
+    numbers = front_numbers(series)
+    lines += [
+        "",
+        f"Front: {numbers['sweep/front_size']:.0f} evaluations; hypervolume {numbers['sweep/hypervolume']:.3f} "
+        f"decades x percent below {numbers['sweep/reference_train_flops']:.2e} training FLOPs.",
+        "",
+        "## Did the models learn?",
+        "",
+        *(f"- {sentence}" for _, sentence in checks(series)),
+        "",
+        "## What this can and cannot show",
+        "",
+        *(f"- {caveat}" for caveat in budget.caveats),
+        "",
+        "## Text samples",
+    ]
+    for one in series:
+        lines += ["", f"**{one.label}**", "", *(f"    {line}" for line in one.text.splitlines())]
+    return "\n".join([*lines, "", f"Optuna study `{study}`.", ""])
