@@ -29,6 +29,7 @@ from calm_lightning.flops.count import for_stage
 from calm_lightning.language_model.baseline import TokenLM
 from calm_lightning.language_model.calm import ContinuousLM
 from calm_lightning.metrics.names import ScorePoint
+from calm_lightning.stages.allocator import keep_freed_memory
 from calm_lightning.stages.autoencoder import AutoencoderStage
 from calm_lightning.stages.base import Stage
 from calm_lightning.stages.baseline import BaselineStage
@@ -222,6 +223,7 @@ def execute(
         KeyboardInterrupt: The user stopped it; executing it again continues.
     """
     validate(config)
+    keep_freed_memory()
     data = PileDataModule(config.data, config.seed)
     config, found = resolve(config, data)
     lineage = {"corpus": data.manifest.corpus_hash} | ({"autoencoder": found.identity} if found else {})

@@ -270,23 +270,27 @@ def _write_corpus(
     )
     dtype = token_dtype(record.vocabulary)
     writers: dict[str, SplitWriter] = {}
-    documents = reading.documents()
-    while batch := _next_batch(documents):
-        encoded = tokenizer.encode_batch([document.text for _, document in batch])
-        for (split, document), ids in zip(batch, encoded, strict=True):
-            if split not in writers:
-                writers[split] = SplitWriter(
-                    directory,
-                    split,
-                    shard_tokens=reading.settings.shard_tokens,
-                    separator_id=record.separator_id,
-                    dtype=dtype,
-                )
-            text_bytes = len(document.text.encode())
-            writers[split].add(ids, document.domain, text_bytes)
-            reading.counts += Counts(1, len(ids) + 1, text_bytes)
-        reading.tell("shards")
-    splits = {split: writers[split].close() for split in SPLITS if split in writers}
+    try:
+        documents = reading.documents()
+        while batch := _next_batch(documents):
+            encoded = tokenizer.encode_batch([document.text for _, document in batch])
+            for (split, document), ids in zip(batch, encoded, strict=True):
+                if split not in writers:
+                    writers[split] = SplitWriter(
+                        directory,
+                        split,
+                        shard_tokens=reading.settings.shard_tokens,
+                        separator_id=record.separator_id,
+                        dtype=dtype,
+                    )
+                text_bytes = len(document.text.encode())
+                writers[split].add(ids, document.domain, text_bytes)
+                reading.counts += Counts(1, len(ids) + 1, text_bytes)
+            reading.tell("shards")
+        splits = {split: writers[split].close() for split in SPLITS if split in writers}
+    finally:
+        for writer in writers.values():
+            writer.abandon()
     manifest = Manifest(record, dtype, splits, records, reading.settings)
     manifest.save(directory)
     return manifest

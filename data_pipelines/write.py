@@ -10,6 +10,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -76,6 +77,15 @@ class SplitWriter:
         """Finish the last shard and return the record of the split."""
         self._close_shard()
         return SplitRecord(tuple(self._shards), {name: self._domains[name] for name in sorted(self._domains)})
+
+    def abandon(self) -> None:
+        """Let go of a shard left open by an error; its file is the caller's to delete."""
+        if self._tar is not None and self._file is not None:
+            # A full disk fails once more when buffers are flushed.
+            with suppress(OSError):
+                self._tar.close()
+            with suppress(OSError):
+                self._file.close()
 
     def _path(self) -> Path:
         return self._directory / f"{self._split}-{len(self._shards):06d}.tar"

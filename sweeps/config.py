@@ -80,7 +80,7 @@ class SweepConfig:
     autoencoder: dict[str, Any] = field(default_factory=dict)
     calm: dict[str, Any] = field(default_factory=dict)
     baseline: dict[str, Any] = field(default_factory=dict)
-    space: dict[str, Any] = field(default_factory=lambda: {"model": {"K": [1, 2, 4, 8]}})
+    space: dict[str, Any] = field(default_factory=dict)
     include_baseline: bool = True
     per_value: list[PerValue] = field(default_factory=list)
     paper_overlay: bool = True

@@ -36,10 +36,6 @@ class Outcome(Protocol):
     def mlflow_run_id(self) -> str | None:
         """MLflow run id."""
 
-    @property
-    def reused(self) -> bool:
-        """The run had finished before; nothing was trained now."""
-
 
 class Execute(Protocol):
     """Trains one run, or continues it, or finds it finished."""
@@ -63,7 +59,7 @@ class Objective:
         vocabulary: Vocabulary size V of the corpus.
         parent_run_id: MLflow run id of the study's parent run.
         study: Name of the study, a tag of every run.
-        announce: Told what is trained next, one line.
+        announce: Told what is trained next: the point's label, and which of its stages.
     """
 
     def __init__(
@@ -73,7 +69,7 @@ class Objective:
         vocabulary: int,
         parent_run_id: str | None,
         study: str,
-        announce: Callable[[str], None],
+        announce: Callable[[str, str], None],
     ) -> None:
         self._execute, self._announce = execute, announce
         self._vocabulary, self._parent, self._study = vocabulary, parent_run_id, study
@@ -109,13 +105,21 @@ class Objective:
             text=outcome.text,
         )
 
+    def quietly(self, point: Point, trial: int) -> Series:
+        """Do the same without announcing anything, for points that have finished."""
+        silent = Objective(
+            self._execute,
+            vocabulary=self._vocabulary,
+            parent_run_id=self._parent,
+            study=self._study,
+            announce=lambda label, what: None,
+        )
+        return silent(point, trial)
+
     def _run(self, config: RunConfig, point: Point, trial: int) -> Outcome:
-        self._announce(f"{point.label}: {'language model' if config.stage == 'calm' else config.stage}")
+        self._announce(point.label, config.stage if config.stage == "autoencoder" else "language model")
         tags = {"calm.study": self._study, "calm.trial": str(trial), "calm.point": point.label}
-        outcome = self._execute(config, parent_run_id=self._parent, tags=tags, progress=True)
-        if outcome.reused:
-            self._announce(f"{point.label}: found finished in {outcome.run_dir}")
-        return outcome
+        return self._execute(config, parent_run_id=self._parent, tags=tags, progress=True)
 
 
 def parameters(point: Point, vocabulary: int) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from calm_lightning.metrics.names import ScorePoint
@@ -19,7 +20,12 @@ from sweeps.series import Series, front_points
 
 LEARNED_AT = 3.0
 """Standard errors above the untrained model from which a model counts as having learned something."""
-_COLUMNS = ("model", "K", "parameters", "train FLOPs", "inference FLOPs/token", "text tokens", "BrierLM [95 %]")
+_COLUMNS = ("model", "params", "training FLOPs", "FLOPs per token", "text tokens", "BrierLM [95 %]", "on front")
+_BRIER_COLUMNS = ("model", "Brier-1", "Brier-2", "Brier-3", "Brier-4")
+_FRONT_NOTE = (
+    "Training FLOPs include the autoencoder's; FLOPs per token are those of generating text. On front: evaluations "
+    "that no other beats in both training FLOPs and BrierLM; * the last one is among them."
+)
 
 
 @dataclass(frozen=True)
@@ -53,55 +59,93 @@ def quantity(value: float) -> str:
     return f"{value:.3g}"
 
 
+def scientific(value: float) -> str:
+    """Return a number in the shortest scientific form of three digits: 4.98e13."""
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
 def interval(point: ScorePoint) -> str:
     """Return BrierLM with its 95 % interval."""
     return f"{point.brier_lm:.2f} [{point.brier_lm_low:.2f}, {point.brier_lm_high:.2f}]"
 
 
+def _by_cost(series: Sequence[Series]) -> list[Series]:
+    return sorted(series, key=lambda one: one.final.train_flops)
+
+
 def _rows(series: Sequence[Series]) -> list[list[str]]:
-    """Return the table's cells, one row per model by rising training FLOPs, the last two columns Brier-n and front."""
+    """Return the cells of `_COLUMNS`, one row per model by rising training FLOPs."""
     on_front = [(one.label, point) for one, point in front_points(series)]
     rows = []
-    for one in sorted(series, key=lambda item: item.final.train_flops):
+    for one in _by_cost(series):
         final, mine = one.final, [point for label, point in on_front if label == one.label]
-        count = f"{len(mine)} of {len(one.trained)}"
         rows.append(
             [
                 one.label,
-                "-" if one.K is None else str(one.K),
                 quantity(one.parameters),
-                f"{final.train_flops:.2e}",
-                f"{final.inference_flops_per_token:.2e}",
+                scientific(final.train_flops),
+                scientific(final.inference_flops_per_token),
                 quantity(final.text_tokens),
                 interval(final),
-                " / ".join(f"{value:.1f}" for value in final.brier),
-                f"{count}, the last too" if final in mine else count,
+                f"{len(mine)}/{len(one.trained)}{' *' if final in mine else ''}",
             ]
         )
     return rows
 
 
+def _brier_rows(series: Sequence[Series]) -> list[list[str]]:
+    """Return the label and Brier-1..4 with standard errors of every model's last evaluation."""
+    return [
+        [
+            one.label,
+            *(f"{value:.2f} ± {se:.2f}" for value, se in zip(one.final.brier, one.final.brier_se, strict=True)),
+        ]
+        for one in _by_cost(series)
+    ]
+
+
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None) -> Table:
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption=caption,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
+    for name in head:
+        table.add_column(name, justify="left" if name == head[0] else "right", no_wrap=name in (head[0], _COLUMNS[-2]))
+    for row in rows:
+        table.add_row(*row, style="bold" if row[-1].endswith("*") else None)
+    return table
+
+
 def pareto_table(series: Sequence[Series], title: str) -> Table:
     """Return the terminal's table: the last evaluation of every model, and how much of it lies on the front.
+
+    It fits a terminal of 80 columns.
 
     Args:
         series: The models.
         title: Heading.
     """
-    table = Table(title=title, caption="front: evaluations no cheaper or better one dominates, in training FLOPs")
-    for name in _COLUMNS:
-        table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
-    table.add_column("Brier-1 / 2 / 3 / 4", justify="right")
-    table.add_column("on the front")
-    for row in _rows(series):
-        table.add_row(*row, style="bold" if row[-1].endswith("too") else None)
-    return table
+    return _table(title, _COLUMNS, _rows(series), _FRONT_NOTE)
+
+
+def brier_table(series: Sequence[Series]) -> Table:
+    """Return the terminal's table of Brier-1..4, the factors of BrierLM, percent with standard errors."""
+    return _table("Brier-n of the last evaluation, percent ± SE", _BRIER_COLUMNS, _brier_rows(series))
 
 
 def checks(series: Sequence[Series]) -> list[tuple[bool, str]]:
     """Return what can be said about whether each model learned anything: (it did, sentence) pairs.
 
-    Nothing is enforced: a model that learned nothing at this budget is a result too.
+    An untrained continuous model draws nearly the same chunk every time and scores far below zero, so rising above
+    it proves little; a model counts as having learned only if its Brier-1 is also above zero by as many standard
+    errors. Nothing is enforced: a model that learned nothing at this budget is a result too.
     """
     found = []
     for one in series:
@@ -109,13 +153,17 @@ def checks(series: Sequence[Series]) -> list[tuple[bool, str]]:
         if gain is None:
             found.append((False, f"{one.label}: no untrained evaluation to compare with"))
             continue
-        rose = f"Brier-1 {final.brier[0]:.2f} is {gain:+.1f} standard errors from the untrained model's"
-        if math.isinf(gain):
-            rose = f"Brier-1 went from {one.points[0].brier[0]:.2f} to {final.brier[0]:.2f}, both without spread"
-        above = "lies above" if final.brier_lm_low > 0 else "reaches down to"
-        learned = gain > LEARNED_AT
-        verdict = "learned" if learned else f"did not learn measurably (less than {LEARNED_AT:.0f})"
-        found.append((learned, f"{one.label} {verdict}: {rose}; BrierLM {interval(final)} {above} zero"))
+        learned = gain > LEARNED_AT and final.brier[0] > LEARNED_AT * final.brier_se[0]
+        verdict = "learned" if learned else f"did not learn measurably (both must exceed {LEARNED_AT:.0f} SE)"
+        zero = final.brier[0] / final.brier_se[0] if final.brier_se[0] > 0 else math.copysign(math.inf, final.brier[0])
+        found.append(
+            (
+                learned,
+                f"{one.label} {verdict}: Brier-1 {final.brier[0]:.2f} is {gain:+.1f} SE from the untrained model's "
+                f"and {zero:+.1f} SE from zero; BrierLM {interval(final)}"
+                f"{' lies above zero' if final.brier_lm_low > 0 else ' does not exclude zero'}",
+            )
+        )
     return found
 
 
@@ -157,11 +205,15 @@ def write_points(path: Path, series: Sequence[Series]) -> None:
                 )
 
 
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a Markdown table's lines."""
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
 def summary(series: Sequence[Series], budget: Budget, study: str) -> str:
     """Return the sweep as Markdown: budget, table, checks, caveats and a text sample of every model."""
-    head = [*_COLUMNS, "Brier-1 / 2 / 3 / 4", "on the front"]
-    lines = [f"# {budget.title}", "", budget.line(), "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    lines += [f"| {' | '.join(row)} |" for row in _rows(series)]
+    lines = [f"# {budget.title}", "", budget.line(), "", *_markdown(_COLUMNS, _rows(series)), "", _FRONT_NOTE, ""]
+    lines += _markdown(_BRIER_COLUMNS, _brier_rows(series))
     numbers = front_numbers(series)
     lines += [
         "",

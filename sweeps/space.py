@@ -10,11 +10,13 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calm_lightning.config import RunConfig, identity, load_config
+from omegaconf import OmegaConf
+
+from calm_lightning.config import RunConfig, identity, load_config, merge, validate
 from calm_lightning.errors import ConfigError
 from sweeps.config import SweepConfig
 
@@ -30,7 +32,7 @@ class Point:
 
     Attributes:
         label: How tables and figures call it, unique within a sweep.
-        slug: Its run name.
+        slug: How directories and the study call it.
         stage: "calm" or "baseline".
         values: The swept keys and their values here; empty for the baseline.
         model: Configuration of the language model's run; `autoencoder_run` is still to be set.
@@ -91,16 +93,26 @@ def points(sweep: SweepConfig, corpus: Path, work_dir: Path) -> list[Point]:
         made.append(Point("baseline", BASELINE, BASELINE, {}, baseline, None))
     grid = axes(sweep)
     for combination in itertools.product(*grid.values()) if grid else ():
-        values = dict(zip(grid, combination, strict=True))
-        label = "CALM " + ", ".join(f"{_SHORT.get(key, key)}={value}" for key, value in values.items())
-        slug = "-".join(f"{_SHORT.get(key, key)}{value}" for key, value in values.items())
-        extra = [rule for rule in sweep.per_value if all(values.get(k) == v for k, v in flatten(rule.when))]
-        named: list[Mapping[str, Any]] = [places, {"name": slug}]
-        shared = {k: v for k, v in values.items() if k in _SHARED_KEYS or k.startswith(_SHARED_PREFIXES)}
-        model = _run(label, "calm", [sweep.all, sweep.calm, values, *(rule.calm for rule in extra), *named])
-        layers = [sweep.all, sweep.autoencoder, shared, *(rule.autoencoder for rule in extra), *named]
-        made.append(Point(label, slug, "calm", values, model, _run(label, "autoencoder", layers)))
+        made.append(_calm_point(sweep, dict(zip(grid, combination, strict=True)), places))
     return made
+
+
+def _calm_point(sweep: SweepConfig, values: dict[str, Any], places: Mapping[str, Any]) -> Point:
+    """Return one continuous model of the grid, with its autoencoder."""
+    label = "CALM " + ", ".join(f"{_SHORT.get(key, key)}={value}" for key, value in values.items())
+    slug = "-".join(f"{_SHORT.get(key, key)}{value}" for key, value in values.items())
+    rules = [rule for rule in sweep.per_value if all(values.get(k) == v for k, v in flatten(rule.when))]
+    shared = {k: v for k, v in values.items() if k in _SHARED_KEYS or k.startswith(_SHARED_PREFIXES)}
+    below = [sweep.all, sweep.autoencoder, shared, *(rule.autoencoder for rule in rules), places]
+    above = [sweep.all, sweep.calm, values, *(rule.calm for rule in rules), places]
+    return Point(
+        label=label,
+        slug=slug,
+        stage="calm",
+        values=values,
+        model=_run(label, "calm", [{"name": f"calm-{slug}"}, *above]),
+        autoencoder=_run(label, "autoencoder", [{"name": f"autoencoder-{slug}"}, *below]),
+    )
 
 
 def _run(label: str, stage: str, layers: Sequence[Mapping[str, Any]]) -> RunConfig:
@@ -110,12 +122,29 @@ def _run(label: str, stage: str, layers: Sequence[Mapping[str, Any]]) -> RunConf
     for layer in layers:
         presets += layer.get("presets", [])
         merged |= flatten({key: value for key, value in layer.items() if key != "presets"})
-    # JSON is YAML: every value survives the way through an override, empty strings and lists included.
-    overrides = [f"{key}={json.dumps(value)}" for key, value in merged.items()]
     try:
-        return load_config([*presets, *overrides], stage=stage)
+        first = asdict(load_config(presets, stage=stage)) if presets else {}
+        mappings = [
+            ("presets", OmegaConf.create(first)),
+            (f"section all or {stage}", OmegaConf.create(_nested({**merged, "stage": stage}))),
+        ]
+        config = merge(RunConfig, mappings)
+        validate(config)
     except ConfigError as error:
         raise ConfigError(f"sweep, {stage} of {label}: {error}") from None
+    return config
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"a": {"b": value}} for {"a.b": value}."""
+    made: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, name = key.split(".")
+        place = made
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    return made
 
 
 def digest(made: Sequence[Point], corpus_hash: str) -> str:

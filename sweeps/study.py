@@ -83,14 +83,14 @@ def enqueue_missing(study: optuna.Study, points: Sequence[Point]) -> int:
     return len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
 
-def run_study(study: optuna.Study, points: Sequence[Point], train: Train, refresh: bool = True) -> list[Series]:
+def run_study(study: optuna.Study, points: Sequence[Point], train: Train, visit: Train | None = None) -> list[Series]:
     """Train what is missing.
 
     Args:
         study: The study; this process holds the sweep lock.
         points: Its points.
         train: Trains one point; what it raises closes the trial as failed and ends the study.
-        refresh: Also visit completed points whose run still exists, so that their tracker can send what an outage
+        visit: Called for completed points whose run still exists, so that their tracker can send what an outage
             kept back; nothing is trained there.
 
     Returns:
@@ -100,10 +100,10 @@ def run_study(study: optuna.Study, points: Sequence[Point], train: Train, refres
     enqueue_missing(study, points)
     by_slug, grid = {point.slug: point for point in points}, axes_of(points)
     stages = sorted({point.stage for point in points})
-    if refresh:
+    if visit is not None:
         for slug, done in completed(study).items():
             if slug in by_slug and (Path(done.user_attrs[SERIES]["run_dir"]) / "result.json").is_file():
-                train(by_slug[slug], done.number)
+                visit(by_slug[slug], done.number)
     while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         trial = study.ask()
         try:

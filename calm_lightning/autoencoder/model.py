@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calm_lightning.autoencoder.config import AutoencoderConfig
-from calm_lightning.backbone.layers import ResidualSwiGLU
+from calm_lightning.backbone.layers import ResidualSwiGLU, RMSNorm
 from calm_lightning.backbone.transformer import init_weights
 
 
@@ -24,7 +24,7 @@ class Encoder(nn.Module):
         self.token_blocks = nn.ModuleList(_block(config) for _ in range(half))
         self.squeeze = nn.Linear(K * config.d, config.d)
         self.chunk_blocks = nn.ModuleList(_block(config) for _ in range(half))
-        self.norm = nn.RMSNorm(config.d, eps=config.norm_eps)
+        self.norm = RMSNorm(config.d, config.norm_eps)
         self.to_latent = nn.Linear(config.d, 2 * l)
 
     def forward(self, embedded_CKE: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ class Decoder(nn.Module):
         self.chunk_blocks = nn.ModuleList(_block(config) for _ in range(half))
         self.expand = nn.Linear(config.d, K * config.d)
         self.token_blocks = nn.ModuleList(_block(config) for _ in range(half))
-        self.norm = nn.RMSNorm(config.d, eps=config.norm_eps)
+        self.norm = RMSNorm(config.d, config.norm_eps)
 
     def forward(self, latent_CZ: Tensor) -> Tensor:
         """Map latents (C, Z) to normalised hidden states (C, K, E)."""

@@ -18,7 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calm_lightning.backbone.config import BackboneConfig
-from calm_lightning.backbone.layers import SwiGLU, rotary_table, rotate
+from calm_lightning.backbone.layers import RMSNorm, SwiGLU, rotary_table, rotate
+
+
+PLAIN_ATTENTION_LENGTH = 1024
+"""Longest sequence for which `causal_attention` may hold all L x L weights."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,28 @@ class Attention(nn.Module):
     def project(self, hidden_BLD: Tensor, cos_LA: Tensor, sin_LA: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return rotated queries, rotated keys and values, each (B, H, L, A)."""
         B, L, D = hidden_BLD.shape
-        qkv = self.qkv(hidden_BLD).view(B, L, 3, self.heads, D // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        return rotate(query, cos_LA, sin_LA), rotate(key, cos_LA, sin_LA), value
+        qkv_3BHLA = self.qkv(hidden_BLD).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        query, key = rotate(qkv_3BHLA[:2], cos_LA, sin_LA)
+        return query, key, qkv_3BHLA[2]
 
     def merge(self, mixed_BHLA: Tensor) -> Tensor:
         """Join the heads and project, (B, H, L, A) to (B, L, D)."""
         return self.out(mixed_BHLA.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def causal_attention(query_BHLA: Tensor, key_BHLA: Tensor, value_BHLA: Tensor) -> Tensor:
+    """Let position i attend to positions up to i: (B, H, L, A).
+
+    PyTorch's fused kernel, but for short bf16 sequences on CPUs, where two plain matmuls around a softmax take half
+    its time (8 blocks x 3 heads: 2.7 ms against 9.9 ms at L = 191, 31 ms against 56 ms at 767, forward and backward).
+    """
+    L, A = query_BHLA.shape[-2:]
+    if query_BHLA.device.type != "cpu" or query_BHLA.dtype != torch.bfloat16 or L > PLAIN_ATTENTION_LENGTH:
+        return functional.scaled_dot_product_attention(query_BHLA, key_BHLA, value_BHLA, is_causal=True)
+    mask_LL = torch.full((L, L), -torch.inf, dtype=query_BHLA.dtype).triu(1)
+    query, key = (query_BHLA * A**-0.5).flatten(0, 1), key_BHLA.flatten(0, 1)
+    weights = torch.baddbmm(mask_LL, query, key.transpose(-1, -2)).softmax(-1)
+    return (weights @ value_BHLA.flatten(0, 1)).view(query_BHLA.shape)
 
 
 def branch_attention(
@@ -101,15 +120,15 @@ class Block(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.d, eps=config.norm_eps)
+        self.attention_norm = RMSNorm(config.d, config.norm_eps)
         self.attention = Attention(config)
-        self.mlp_norm = nn.RMSNorm(config.d, eps=config.norm_eps)
+        self.mlp_norm = RMSNorm(config.d, config.norm_eps)
         self.mlp = SwiGLU(config.d, config.intermediate)
 
     def forward(self, hidden_BLD: Tensor, cos_LA: Tensor, sin_LA: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the block's output (B, L, D) and its keys and values (B, H, L, A)."""
         query, key, value = self.attention.project(self.attention_norm(hidden_BLD), cos_LA, sin_LA)
-        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        mixed = causal_attention(query, key, value)
         return self.finish(hidden_BLD, mixed), key, value
 
     def finish(self, hidden_BLD: Tensor, mixed_BHLA: Tensor) -> Tensor:
@@ -125,7 +144,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.d, eps=config.norm_eps)
+        self.norm = RMSNorm(config.d, config.norm_eps)
 
     def _angles(self, positions_L: Tensor) -> tuple[Tensor, Tensor]:
         return rotary_table(positions_L, self.config.d // self.config.heads, self.config.rope_theta)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from calm_lightning.data.shards import Manifest, SplitRecord
-    from data_pipelines.prepare import Progress
+    from data_pipelines.prepare import Progress as Report
 
 app = typer.Typer(no_args_is_help=True, help="Prepare, inspect and verify token corpora.")
 
@@ -60,28 +60,11 @@ def prepare(
 
     Example: calm data prepare sample --out corpora/sample --tokenizer bpe:1024
     """
-    import time
-
     from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as ProgressBar
 
     from data_pipelines.prepare import prepare as prepare_corpus
 
-    console = Console(stderr=True)
-    started = time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    latest: list[Progress] = []
-    with ProgressBar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("reading", total=None)
-
-        def show(progress: Progress) -> None:
-            latest[:] = [progress]
-            seconds = max(time.perf_counter() - started, 1e-9)
-            rate = f" {progress.counts.text_bytes / 1e6 / seconds:.1f} MB/s" if progress.counts.text_bytes else ""
-            label = {"tokenizer": "training the tokenizer", "shards": "writing shards"}[progress.phase]
-            bar.update(task, description=label + rate, completed=progress.bytes_read, total=progress.bytes_total)
-
+    with _ProgressBar() as bar:
         manifest = prepare_corpus(
             sources,
             out,
@@ -91,13 +74,13 @@ def prepare(
             test_fraction=test_fraction,
             max_documents=max_documents,
             force=force,
-            progress=show,
+            progress=bar.show,
         )
-    if not latest:
+    if bar.latest is None:
         typer.echo(f"{out} is finished already: same sources, tokenizer and settings; nothing to do")
         return
     _print_splits(Console(), manifest, block_tokens=None)
-    seconds, counts = time.perf_counter() - started, latest[-1].counts
+    seconds, counts = bar.seconds(), bar.latest.counts
     typer.echo(
         f"{out}: {counts.documents:,} documents, {counts.tokens:,} tokens in {seconds:.1f} s "
         f"({counts.text_bytes / 1e6 / seconds:.1f} MB/s, {counts.tokens / seconds:,.0f} tokens/s)"
@@ -139,8 +122,9 @@ def inspect(
     t = manifest.tokenizer
     console.print(
         f"corpus {manifest.corpus_hash[:12]}   tokenizer {t.kind}, V = {t.vocabulary:,}, separator {t.separator_id}, "
-        f"fingerprint {t.fingerprint[:12]}   stored as {manifest.dtype}",
+        f"fingerprint {t.fingerprint[:12]}",
         highlight=False,
+        soft_wrap=True,
     )
     _print_splits(console, manifest, block_tokens)
     _print_domains(console, split, record)
@@ -167,6 +151,41 @@ def verify(corpus: CorpusArgument) -> None:
         raise DataError(f"{corpus} has {len(problems)} problem(s), listed above: prepare the corpus again")
     shards = sum(len(split.shards) for split in manifest.splits.values())
     typer.echo(f"{corpus}: {shards} shards agree with the manifest (corpus {manifest.corpus_hash[:12]})")
+
+
+class _ProgressBar:
+    """A bar on stderr that vanishes at the end, and the last report it was shown (None before the first)."""
+
+    def __init__(self) -> None:
+        import time
+
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task("reading sources", total=None)
+        self._clock, self._started = time.perf_counter, time.perf_counter()
+        self.latest: Report | None = None
+
+    def __enter__(self) -> _ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def seconds(self) -> float:
+        """Return the time since the start."""
+        return self._clock() - self._started
+
+    def show(self, report: Report) -> None:
+        """Move the bar."""
+        self.latest = report
+        label = {"tokenizer": "training the tokenizer", "shards": "writing shards"}[report.phase]
+        if report.counts.text_bytes:
+            label += f" {report.counts.text_bytes / 1e6 / self.seconds():.1f} MB/s"
+        self._bar.update(self._task, description=label, completed=report.bytes_read, total=report.bytes_total)
 
 
 def _sample_documents(
@@ -212,14 +231,16 @@ def _print_splits(console: Console, manifest: Manifest, block_tokens: int | None
 
     table = Table(title="splits")
     table.add_column("split")
-    extra = [] if block_tokens is None else [f"blocks of {block_tokens}", "left over"]
-    for heading in ("shards", "documents", "tokens", "text MB", "bytes/token", *extra):
+    extra = ["text MB"] if block_tokens is None else [f"blocks of {block_tokens}", "left over"]
+    for heading in ("shards", "documents", "tokens", "bytes/token", *extra):
         table.add_column(heading, justify="right")
     for name, record in manifest.splits.items():
         totals = record.totals
         cells = [f"{len(record.shards):,}", f"{totals.documents:,}", f"{totals.tokens:,}"]
-        cells += [f"{totals.text_bytes / 1e6:.2f}", f"{totals.text_bytes / totals.tokens:.3f}"]
-        if block_tokens is not None:
+        cells.append(f"{totals.text_bytes / totals.tokens:.3f}")
+        if block_tokens is None:
+            cells.append(f"{totals.text_bytes / 1e6:.2f}")
+        else:
             cells += [f"{sum(record.blocks(block_tokens)):,}", f"{record.dropped_tokens(block_tokens):,}"]
         table.add_row(name, *cells)
     console.print(table)

@@ -1,0 +1,1 @@
+"""SHARDS -> TOKENS -> BLOCKS: knows bytes and ids, never models."""

@@ -17,5 +17,5 @@ class TokenBatch(NamedTuple):
     """
 
     tokens: Tensor
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which no batch needs
     blocks: Tensor

@@ -11,22 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from torch.utils.data import DataLoader
 
-from calm_lightning.data.batch import TokenBatch
 from calm_lightning.data.config import DataConfig
 from calm_lightning.data.shards import Manifest
-from calm_lightning.data.stream import BlockStream, EvaluationBlocks, ShardReader
+from calm_lightning.data.stream import BlockStream, EvaluationBlocks, ShardReader, TokenLoader
 from calm_lightning.data.tokenizers import Tokenizer, check_fingerprint, load_tokenizer
 from calm_lightning.errors import DataError
 
 STATE_VERSION = 1
 TEST_SPLIT = "test"
-
-
-def _as_is(batch: TokenBatch) -> TokenBatch:
-    """Return a batch unchanged: the dataset yields whole batches (a named function, so that workers can get it)."""
-    return batch
 
 
 class PileDataModule(lightning.LightningDataModule):
@@ -76,7 +69,7 @@ class PileDataModule(lightning.LightningDataModule):
         """Vocabulary size V of the corpus' tokenizer."""
         return self._manifest.tokenizer.vocabulary
 
-    def train_dataloader(self) -> DataLoader[TokenBatch]:
+    def train_dataloader(self) -> TokenLoader:
         """Return the endless stream of training micro-batches from `position` on."""
         rank, world = self._place()
         stream = BlockStream(
@@ -88,13 +81,13 @@ class PileDataModule(lightning.LightningDataModule):
             rank=rank,
             world=world,
         )
-        return DataLoader(stream, batch_size=None, num_workers=self.config.workers, collate_fn=_as_is)
+        return TokenLoader(stream, self.config.workers)
 
-    def val_dataloader(self) -> DataLoader[TokenBatch]:
+    def val_dataloader(self) -> TokenLoader:
         """Return the evaluation blocks of `config.eval_split`, the same in the same order every time."""
         return self._evaluation_loader(self.config.eval_split)
 
-    def test_dataloader(self) -> DataLoader[TokenBatch]:
+    def test_dataloader(self) -> TokenLoader:
         """Return the evaluation blocks of the split "test"."""
         return self._evaluation_loader(TEST_SPLIT)
 
@@ -127,7 +120,7 @@ class PileDataModule(lightning.LightningDataModule):
         """Return this process' rank and the number of processes."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _evaluation_loader(self, split: str) -> DataLoader[TokenBatch]:
+    def _evaluation_loader(self, split: str) -> TokenLoader:
         rank, world = self._place()
         blocks = EvaluationBlocks(
             self._reader(split, keep=1),
@@ -137,4 +130,4 @@ class PileDataModule(lightning.LightningDataModule):
             world=world,
         )
         # no workers: cutting a slice is cheaper than starting a process for every evaluation
-        return DataLoader(blocks, batch_size=None, collate_fn=_as_is)
+        return TokenLoader(blocks)

@@ -9,6 +9,7 @@ fewer shards in memory, less mixing.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -38,8 +39,9 @@ def seeded_permutation(length: int, *key: int) -> NDArray[np.int64]:
     Sorts raw generator output, which numpy promises never to change, rather than calling
     `Generator.permutation`, which it may: a run resumed years later sees the same order.
     """
-    seed = np.random.SeedSequence([value % (1 << 64) for value in key])
-    return np.argsort(np.random.PCG64(seed).random_raw(length), kind="stable")
+    # Hashed, because SeedSequence pads with zeros: it takes (seed, epoch) and (seed, epoch, 0) for one key.
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return np.argsort(np.random.PCG64(int.from_bytes(digest, "big")).random_raw(length), kind="stable")
 
 
 class BlockIndex:

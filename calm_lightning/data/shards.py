@@ -261,6 +261,8 @@ def _manifest_from_json(value: dict[str, Any]) -> Manifest:
         for what, total in sums.items():
             if total != _record(Counts, split["totals"]):
                 raise ValueError(f"the {what} of split {name} do not add up to its totals")
+        if any(Path(shard.file).name != shard.file for shard in record.shards):
+            raise ValueError(f"a shard of split {name} lies outside the corpus")
         splits[name] = record
     if value["dtype"] not in ("uint16", "uint32"):
         raise ValueError(f"dtype is {value['dtype']!r}")

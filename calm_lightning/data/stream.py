@@ -13,6 +13,7 @@ import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,8 +110,9 @@ class ShardReader:
                 for sample in group_by_keys(tar_file_expander(source))
             ]
         except (ValueError, KeyError, EOFError, OSError, tarfile.TarError) as error:
-            raise DataError(f"shard {path} is not a readable token shard ({error.args[0]})") from None
-        tokens: TokenArray = np.concatenate(documents) if documents else np.empty(0, dtype=np.uint16)
+            reason = error.args[0] if error.args else type(error).__name__  # webdataset appends streams to args
+            raise DataError(f"shard {path} is not a readable token shard ({reason})") from None
+        tokens: TokenArray = np.concatenate([np.empty(0, dtype=self._manifest.dtype), *documents])
         return tokens
 
 
@@ -189,7 +191,7 @@ class TokenLoader(DataLoader[TokenBatch]):
             yield item
 
 
-def _as_is(batch: TokenBatch) -> TokenBatch:
+def _as_is(batch: Any) -> Any:
     """Return a batch unchanged (a named function, so that spawned workers can get it)."""
     return batch
 

@@ -116,10 +116,10 @@ class BPETokenizer:
         self.separator_id: int = next((i for i in ids if i is not None), -1)
         if self.separator_id < 0:
             raise DataError(f"{origin} has no separator token: it needs one of {', '.join(_SEPARATOR_NAMES)}")
-        name = self._tokenizer.id_to_token(self.separator_id)
+        name = str(self._tokenizer.id_to_token(self.separator_id))
         if self.separator_id in self.encode(name):
             raise DataError(f"{origin}: its token {name} must be marked special, or text could forge a document border")
-        self.vocabulary: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.vocabulary: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1  # ids may have gaps
         self.fingerprint = hashlib.sha256(data).hexdigest()
 
     def encode(self, text: str) -> list[int]:

@@ -124,6 +124,8 @@ class CostLedger(pl.Callback):
         """Log the costs at the step of the evaluation."""
         pl_module.log_dict(
             {
+                # Lightning's own count of steps lags by one during an evaluation; "step" overrules it.
+                "step": float(trainer.global_step),
                 names.TRAIN_FLOPS: self.train_flops,
                 names.TRAIN_FLOPS_TOTAL: self.train_flops + self.autoencoder_train_flops,
                 names.TEXT_TOKENS: float(self.text_tokens),

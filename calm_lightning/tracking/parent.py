@@ -68,13 +68,16 @@ class ParentRun:
             return cls(None, None, uri)
         return cls(store, run_id, uri)
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log numbers about the study as a whole."""
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Log numbers about the study as a whole, at step 0; those the run already has stay as they are."""
         from mlflow.entities import Metric
 
-        now = int(1000 * time.time())
-        points = [Metric(name, value, now, step) for name, value in metrics.items()]
-        self._try(lambda store, run_id: store.client.log_batch(run_id, metrics=points))
+        def log(store: Store, run_id: str) -> None:
+            known, now = store.logged(run_id), int(1000 * time.time())
+            fresh = [Metric(name, value, now, 0) for name, value in metrics.items() if (name, 0) not in known]
+            store.client.log_batch(run_id, metrics=fresh)
+
+        self._try(log)
 
     def log_files(self, paths: Sequence[Path]) -> None:
         """Copy figures and tables into the parent's artifacts; missing ones are passed over."""

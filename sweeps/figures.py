@@ -1,0 +1,182 @@
+"""The PNG: training FLOPs, inference FLOPs and the paper's models, each against BrierLM.
+
+Drawn with Matplotlib's object interface and its Agg canvas: no display, no global state, same bytes for the same
+numbers. The interactive page (`sweeps.interactive`) shows the same panels.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatterSciNotation, NullFormatter
+
+from calm_lightning.flops.paper import PUBLISHED
+from calm_lightning.metrics.names import ScorePoint
+from sweeps import style
+from sweeps.report import Budget
+from sweeps.series import Series, front_points
+
+
+def draw_png(path: Path, series: Sequence[Series], budget: Budget, paper_overlay: bool = True) -> None:
+    """Draw the figure and save it.
+
+    Args:
+        path: The PNG file.
+        series: The models.
+        budget: What the subtitle and the note below say.
+        paper_overlay: Draw the paper's models in a panel of their own, in the paper's units.
+    """
+    figure = Figure(figsize=(12.5, 7.6), facecolor=style.PAPER)
+    FigureCanvasAgg(figure)
+    rows = [["train", "inference"], ["train", "paper" if paper_overlay else "inference"]]
+    axes = figure.subplot_mosaic(rows, width_ratios=[1.75, 1.0])  # type: ignore[arg-type]
+    figure.subplots_adjust(left=0.06, right=0.985, top=0.845, bottom=0.175, wspace=0.17, hspace=0.42)
+    _training_panel(axes["train"], series)
+    _inference_panel(axes["inference"], series)
+    if paper_overlay:
+        _paper_panel(axes["paper"])
+    figure.text(0.06, 0.955, budget.title, fontsize=16, fontweight="bold", color=style.INK, va="center")
+    figure.text(0.06, 0.915, budget.line(), fontsize=9.5, color=style.MUTED, va="center")
+    note = "\n".join(
+        line for caveat in budget.caveats for line in textwrap.wrap(f"• {caveat}", 185, subsequent_indent="  ")
+    )
+    figure.text(0.06, 0.105, note, fontsize=8.6, color=style.MUTED, va="top", linespacing=1.45)
+    figure.savefig(path, dpi=160, metadata={"Software": None})
+
+
+def _dress(axes: Axes, title: str, x_label: str) -> None:
+    """Give a panel its title, labels, logarithmic cost axis and quiet grid."""
+    axes.set_xscale("log")
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=style.INK, pad=9)
+    axes.set_xlabel(x_label, fontsize=9, color=style.INK)
+    axes.set_ylabel(style.SCORE_AXIS, fontsize=9, color=style.INK)
+    axes.grid(True, which="major", color=style.GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", colors=style.MUTED, labelsize=8.5, length=3)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(style.FRONT)
+
+
+def _few_ticks(axes: Axes, low: float, high: float) -> None:
+    """Label a logarithmic axis that spans little more than a decade at 1, 2 and 5 times the powers of ten."""
+    ticks = [digit * 10.0**power for power in range(-3, 40) for digit in (1, 2, 5)]
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    if high < 1000:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        axes.xaxis.set_major_formatter(LogFormatterSciNotation(base=10, labelOnlyBase=False, minor_thresholds=(9, 9)))
+
+
+def _bars(point: ScorePoint) -> list[list[float]]:
+    """Return the 95 % interval as Matplotlib's error bar of one point."""
+    return [[max(0.0, point.brier_lm - point.brier_lm_low)], [max(0.0, point.brier_lm_high - point.brier_lm)]]
+
+
+def _front_line(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """Draw the front as a step line: this score is to be had from this cost on."""
+    if points:
+        x, y = zip(*points, strict=True)
+        axes.step(x, y, where="post", color=style.FRONT, linewidth=5, alpha=0.45, zorder=1, solid_capstyle="round")
+
+
+def _training_panel(axes: Axes, series: Sequence[Series]) -> None:
+    """All evaluations against training FLOPs: learning curves, intervals, last evaluations, front."""
+    _dress(axes, "What a score costs to train", style.TRAIN_AXIS)
+    _front_line(axes, [(point.train_flops, point.brier_lm) for _, point in front_points(series)])
+    for one in series:
+        look = style.looks(series)[one.label]
+        curve = [point for point in one.trained if point.train_flops > 0]
+        x, y = [point.train_flops for point in curve], [point.brier_lm for point in curve]
+        axes.plot(x, y, color=look.colour, linewidth=1.1, alpha=0.75, zorder=2)
+        for point in curve:
+            last = point is one.final
+            axes.errorbar(
+                point.train_flops,
+                point.brier_lm,
+                yerr=_bars(point),
+                color=look.colour,
+                ecolor=look.colour,
+                elinewidth=1.6 if last else 0.8,
+                capsize=3 if last else 0,
+                marker=look.marker,
+                markersize=9 if last else 4,
+                markeredgecolor=style.PAPER,
+                markeredgewidth=1.0 if last else 0.4,
+                zorder=4 if last else 3,
+            )
+    handles = [
+        axes.plot([], [], color=look.colour, marker=look.marker, markersize=7, markeredgecolor=style.PAPER)[0]
+        for look in style.looks(series).values()
+    ]
+    handles += axes.plot([], [], color=style.FRONT, linewidth=5, alpha=0.45)
+    labels = [*(one.label for one in series), "Pareto front"]
+    axes.legend(handles, labels, loc="upper left", fontsize=9, frameon=False, labelcolor=style.INK)
+    axes.set_ylim(bottom=0.0)
+    costs = [point.train_flops for one in series for point in one.trained if point.train_flops > 0]
+    if costs:
+        _few_ticks(axes, min(costs) / 1.25, max(costs) * 1.25)
+    axes.text(
+        0.995,
+        0.015,
+        "bars: 95 % intervals · large markers: last evaluation",
+        transform=axes.transAxes,
+        ha="right",
+        fontsize=8,
+        color=style.MUTED,
+    )
+
+
+def _inference_panel(axes: Axes, series: Sequence[Series]) -> None:
+    """The last evaluation of every model against inference FLOPs."""
+    _dress(axes, "What it costs to use", style.INFERENCE_AXIS)
+    _front_line(axes, [(point.inference_flops_per_token, point.brier_lm) for _, point in front_points(series, True)])
+    for one in series:
+        look, point = style.looks(series)[one.label], one.final
+        place = (point.inference_flops_per_token, point.brier_lm)
+        axes.errorbar(
+            *place,
+            yerr=_bars(point),
+            color=look.colour,
+            elinewidth=1.6,
+            capsize=3,
+            marker=look.marker,
+            markersize=9,
+            markeredgecolor=style.PAPER,
+            zorder=3,
+        )
+        name = "baseline" if one.stage == "baseline" else one.label.removeprefix("CALM ")
+        axes.annotate(name, place, textcoords="offset points", xytext=(8, 5), fontsize=8.5, color=look.colour)
+    axes.set_ylim(bottom=0.0)
+    costs = [one.final.inference_flops_per_token for one in series]
+    _few_ticks(axes, min(costs) / 1.3, max(costs) * 1.6)
+
+
+def _paper_panel(axes: Axes) -> None:
+    """The published models in the paper's units: another corpus, tokenizer and scale, hence a panel of its own."""
+    _dress(axes, "The paper's models, in the paper's units", style.PAPER_AXIS)
+    for family, colour, marker in (("transformer", "#3d4451", "s"), ("calm", "#d55e00", "o")):
+        rows = [row for preset, row in PUBLISHED.items() if preset.startswith(family)]
+        x, y = [row.training_flops / 1e20 for row in rows], [row.brier_lm for row in rows]
+        axes.plot(x, y, color=colour, marker=marker, markersize=6, linewidth=1.2, markeredgecolor=style.PAPER)
+        for row, cost, score in zip(rows, x, y, strict=True):
+            left_above = family == "calm"
+            axes.annotate(
+                row.name,
+                (cost, score),
+                textcoords="offset points",
+                xytext=(-7, 4) if left_above else (8, -10),
+                ha="right" if left_above else "left",
+                fontsize=8,
+                color=colour,
+            )
+    axes.set_ylim(4.8, 9.9)
+    _few_ticks(axes, 2.2, 55.0)
