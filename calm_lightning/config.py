@@ -151,7 +151,9 @@ def _one_sentence(error: Exception) -> str:
         known = [str(k) for k in parent] if isinstance(parent, DictConfig) else []
         close = difflib.get_close_matches(key.split(".")[-1], known, n=1)
         prefix = key.rpartition(".")[0]
-        hint = f"did you mean {prefix + '.' if prefix else ''}{close[0]}?" if close else f"known here: {', '.join(known)}"
+        hint = (
+            f"did you mean {prefix + '.' if prefix else ''}{close[0]}?" if close else f"known here: {', '.join(known)}"
+        )
         return f"unknown key {key}; {hint}"
     return f"{key}: {message}" if key else message
 
@@ -230,7 +232,9 @@ def _positive(section: str, values: object, names: Sequence[str], least: int = 1
     """Return a problem for every named field that is below `least`."""
     found = ((name, getattr(values, name)) for name in names)
     return [
-        f"{section}{name}={value} must be at least {least}" for name, value in found if value is not None and value < least
+        f"{section}{name}={value} must be at least {least}"
+        for name, value in found
+        if value is not None and value < least
     ]
 
 
@@ -240,7 +244,9 @@ def _shape_problems(config: RunConfig) -> list[str]:
     if config.stage not in STAGES:
         problems.append(f"stage={config.stage} must be one of {', '.join(STAGES)}")
     problems += _positive(
-        "model.", model, ("K", "l", "vocabulary", "d", "intermediate", "layers", "heads", "head_blocks", "noise_size", "M")
+        "model.",
+        model,
+        ("K", "l", "vocabulary", "d", "intermediate", "layers", "heads", "head_blocks", "noise_size", "M"),
     )
     problems += _positive("model.", model, ("N",), least=2)
     problems += _positive("autoencoder.", auto, ("d", "intermediate"))
@@ -265,7 +271,9 @@ def _shape_problems(config: RunConfig) -> list[str]:
 
 def _training_problems(config: RunConfig) -> list[str]:
     data, optim = config.data, config.optim
-    problems = _positive("data.", data, ("block_tokens", "batch_tokens", "eval_batch_tokens", "eval_max_blocks", "shuffle_shards"))
+    problems = _positive(
+        "data.", data, ("block_tokens", "batch_tokens", "eval_batch_tokens", "eval_max_blocks", "shuffle_shards")
+    )
     problems += _positive("data.", data, ("workers",), least=0)
     K = config.model.K
     if config.stage != "baseline" and K >= 1 and data.block_tokens % K:

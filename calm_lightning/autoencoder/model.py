@@ -59,7 +59,7 @@ class Decoder(nn.Module):
         hidden_CKE = self.expand(hidden_CE).unflatten(-1, (self.K, -1))
         for block in self.token_blocks:
             hidden_CKE = block(hidden_CKE)
-        return self.norm(hidden_CKE)  # type: ignore[no-any-return]
+        return self.norm(hidden_CKE)
 
 
 def _block(config: AutoencoderConfig) -> ResidualSwiGLU:

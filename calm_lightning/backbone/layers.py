@@ -25,13 +25,13 @@ class _FewPassRMSNorm(torch.autograd.Function):
         """Return x / sqrt(mean(x^2) + eps) * weight, (..., D), in the wider of the two dtypes."""
         width = x_xD.shape[-1]
         wide = torch.promote_types(x_xD.dtype, torch.float32)
-        square = torch.linalg.vector_norm(x_xD, dim=-1, keepdim=True, dtype=wide).square_()
-        scale_x1 = square.div_(width).add_(eps).rsqrt_()
+        square_x1: Tensor = torch.linalg.vector_norm(x_xD, dim=-1, keepdim=True, dtype=wide).square_()
+        scale_x1 = square_x1.div_(width).add_(eps).rsqrt_()
         ctx.save_for_backward(x_xD, weight_D, scale_x1)
         return (x_xD * scale_x1).mul_(weight_D)
 
     @staticmethod
-    def backward(ctx: Any, grad_xD: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_xD: Tensor) -> tuple[Tensor, Tensor, None]:
         """Return the gradients of x and weight."""
         x_xD, weight_D, scale_x1 = ctx.saved_tensors
         width = x_xD.shape[-1]
@@ -56,7 +56,7 @@ class RMSNorm(nn.Module):
     def forward(self, x_xD: Tensor) -> Tensor:
         """Map (..., D) to (..., D)."""
         if x_xD.device.type == "cpu":
-            return _FewPassRMSNorm.apply(x_xD, self.weight, self.eps)  # type: ignore[no-any-return, no-untyped-call]
+            return _FewPassRMSNorm.apply(x_xD, self.weight, self.eps)  # type: ignore[no-untyped-call]
         return functional.rms_norm(x_xD, self.weight.shape, self.weight.to(x_xD.dtype), self.eps)
 
 
@@ -74,7 +74,7 @@ class SwiGLU(nn.Module):
     def forward(self, hidden_xD: Tensor) -> Tensor:
         """Map (..., D) to (..., D)."""
         gate, up = self.gate_up(hidden_xD).chunk(2, dim=-1)
-        return self.down(functional.silu(gate) * up)  # type: ignore[no-any-return]
+        return self.down(functional.silu(gate) * up)
 
 
 class ResidualSwiGLU(nn.Module):
@@ -87,7 +87,7 @@ class ResidualSwiGLU(nn.Module):
 
     def forward(self, hidden_xD: Tensor) -> Tensor:
         """Map (..., D) to (..., D)."""
-        return hidden_xD + self.mlp(self.norm(hidden_xD))  # type: ignore[no-any-return]
+        return hidden_xD + self.mlp(self.norm(hidden_xD))
 
 
 def rotary_table(positions_L: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:

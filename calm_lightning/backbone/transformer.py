@@ -20,7 +20,6 @@ from torch.nn import functional
 from calm_lightning.backbone.config import BackboneConfig
 from calm_lightning.backbone.layers import RMSNorm, SwiGLU, rotary_table, rotate
 
-
 PLAIN_ATTENTION_LENGTH = 1024
 """Longest sequence for which `causal_attention` may hold all L x L weights."""
 
@@ -75,7 +74,7 @@ class Attention(nn.Module):
 
     def merge(self, mixed_BHLA: Tensor) -> Tensor:
         """Join the heads and project, (B, H, L, A) to (B, L, D)."""
-        return self.out(mixed_BHLA.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.out(mixed_BHLA.transpose(1, 2).flatten(2))
 
 
 def causal_attention(query_BHLA: Tensor, key_BHLA: Tensor, value_BHLA: Tensor) -> Tensor:
@@ -134,7 +133,7 @@ class Block(nn.Module):
     def finish(self, hidden_BLD: Tensor, mixed_BHLA: Tensor) -> Tensor:
         """Add the attended values and the feed-forward to the residual stream, (B, L, D)."""
         hidden_BLD = hidden_BLD + self.attention.merge(mixed_BHLA)
-        return hidden_BLD + self.mlp(self.mlp_norm(hidden_BLD))  # type: ignore[no-any-return]
+        return hidden_BLD + self.mlp(self.mlp_norm(hidden_BLD))
 
 
 class Transformer(nn.Module):
@@ -154,7 +153,7 @@ class Transformer(nn.Module):
         cos, sin = self._angles(torch.arange(input_BLD.shape[1], device=input_BLD.device))
         for block in self.blocks:
             input_BLD, _, _ = block(input_BLD, cos, sin)
-        return self.norm(input_BLD)  # type: ignore[no-any-return]
+        return self.norm(input_BLD)
 
     def prefill(self, input_BLD: Tensor) -> tuple[Tensor, PrefixCache]:
         """Run `forward` and also return the keys and values that `branch_step` continues from."""
@@ -187,7 +186,7 @@ class Transformer(nn.Module):
             branch = own.extend(layer, key, value)
             mixed = branch_attention(query, (prefix.keys[layer], prefix.values[layer]), branch, hidden_from_RL)
             input_BRD = block.finish(input_BRD, mixed)
-        return self.norm(input_BRD)  # type: ignore[no-any-return]
+        return self.norm(input_BRD)
 
 
 def init_weights(module: nn.Module, std: float = 0.02) -> None:
@@ -196,4 +195,17 @@ def init_weights(module: nn.Module, std: float = 0.02) -> None:
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.normal_(part.weight, std=std)
         if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+
+
+def init_xavier(module: nn.Module) -> None:
+    """Draw every matrix below `module` so that signals keep their size through it, and zero every bias.
+
+    A stack of narrow linear layers at std 0.02 passes next to nothing on: with d = 192 the head's three layers shrink
+    their input a hundredfold, and it learns to ignore the hidden state. At d = 1024 and beyond the two rules agree.
+    Source: Glorot & Bengio 2010, equation 16.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
             nn.init.zeros_(part.bias)

@@ -29,4 +29,4 @@ class TokenLM(nn.Module):
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Return logits (B, T, V); position i has seen tokens 0..i and predicts token i + 1."""
-        return self.lm_head(self.backbone(self.embedding(tokens_BT)))  # type: ignore[no-any-return]
+        return self.lm_head(self.backbone(self.embedding(tokens_BT)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from calm_lightning.backbone.transformer import Transformer, init_weights
+from calm_lightning.backbone.transformer import Transformer, init_weights, init_xavier
 from calm_lightning.language_model.config import LanguageModelConfig
 from calm_lightning.language_model.heads.energy import NORM_EPS, EnergyHead
 
@@ -25,7 +25,7 @@ class ChunkInput(nn.Module):
 
     def forward(self, tokens_xK: Tensor) -> Tensor:
         """Map chunks of tokens (..., K) to input vectors (..., D)."""
-        return self.compress(self.embedding(tokens_xK).flatten(-2))  # type: ignore[no-any-return]
+        return self.compress(self.embedding(tokens_xK).flatten(-2))
 
 
 class ContinuousLM(nn.Module):
@@ -43,8 +43,9 @@ class ContinuousLM(nn.Module):
         self.input = ChunkInput(self.K, config.d, vocabulary)
         self.backbone = Transformer(config.backbone())
         init_weights(self)
+        init_xavier(self.input)
         self.head = EnergyHead(config.d, self.l, config.noise_size, config.head_blocks)
 
     def forward(self, tokens_BLK: Tensor) -> Tensor:
         """Return hidden states (B, L, D); position i has seen chunks 0..i and is to predict chunk i + 1."""
-        return self.backbone(self.input(tokens_BLK))  # type: ignore[no-any-return]
+        return self.backbone(self.input(tokens_BLK))

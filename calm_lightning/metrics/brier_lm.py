@@ -50,7 +50,7 @@ def brier_from_probabilities(gold_P4: Tensor, collision_P4: Tensor) -> Tensor:
 
 
 def brier_lm_percent(brier_x4: Tensor) -> Tensor:
-    """Return BrierLM in percent of mean Brier-1..4 given as fractions, (..., 4) to (...); 0 where one is not positive."""
+    """Return BrierLM, percent, of mean Brier-1..4 (..., 4), fractions: (...); 0 where one of them is not positive."""
     return torch.where((brier_x4 > 0).all(-1), 100 * brier_x4.clamp(min=0).prod(-1) ** 0.25, 0.0)
 
 
@@ -145,9 +145,9 @@ class BrierScores(Metric):
 class BrierLM(BrierScores):
     """BrierLM of any sampler, in two lines::
 
-        metric = BrierLM()
-        metric.update(samples, target)      # (P, S, 4) sampled and (P, 4) true token ids
-        metric.compute().value              # percent
+    metric = BrierLM()
+    metric.update(samples, target)      # (P, S, 4) sampled and (P, 4) true token ids
+    metric.compute().value              # percent
     """
 
     def update(self, samples_PS4: Tensor, target_P4: Tensor, group_P: Tensor | None = None) -> None:  # type: ignore[override]

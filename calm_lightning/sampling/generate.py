@@ -48,7 +48,9 @@ def generate_chunks(
         if inverse_temperature == 1:
             chunk_1K = decode(model.head.sample(hidden_1D, 1))[0]
         else:
-            chunk_1K = batch_temperature(decode(model.head.sample(hidden_1D, POOL)).transpose(0, 1), inverse_temperature)
+            chunk_1K = batch_temperature(
+                decode(model.head.sample(hidden_1D, POOL)).transpose(0, 1), inverse_temperature
+            )
         chunks.append(chunk_1K)
         hidden_1D = model.backbone.branch_step(model.input(chunk_1K).unsqueeze(1), prefix, own, length_R)[:, 0]
     return torch.cat(chunks, dim=1)[0, :num_tokens]

@@ -34,9 +34,7 @@ class BaselineStage(ScoredStage):
 
     def scores(self, tokens_BT: Tensor, starts_G: Tensor) -> Tensor:
         """Return Brier-1..4 from exact P(y) and sampled prefixes per start position, (B, G, 4)."""
-        gold_BG4, collision_BG4, _ = baseline_probabilities(
-            self.model, tokens_BT, starts_G, self.evaluation.samples
-        )
+        gold_BG4, collision_BG4, _ = baseline_probabilities(self.model, tokens_BT, starts_G, self.evaluation.samples)
         return brier_from_probabilities(gold_BG4, collision_BG4)
 
     @torch.no_grad()

@@ -192,8 +192,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(scratch, target)
-        except (OSError, RuntimeError) as error:
+        except BaseException as error:
             scratch.unlink(missing_ok=True)
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None  # torch.save calls a Ctrl-C inside it a failed write
+            if not isinstance(error, (OSError, RuntimeError)):
+                raise
             reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
             raise CheckpointError(
                 f"{target} cannot be written: {reason}; make room and run the same command again to continue"

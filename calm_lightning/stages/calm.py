@@ -55,7 +55,9 @@ class CalmStage(ScoredStage):
             self.model, self.autoencoder.decode_tokens, tokens_BT, starts_G, self.evaluation.samples
         )
         target_BG4 = targets_at(tokens_BT, starts_G)
-        return brier_from_samples(samples_BGS4.flatten(0, 1), target_BG4.flatten(0, 1)).unflatten(0, target_BG4.shape[:2])
+        return brier_from_samples(samples_BGS4.flatten(0, 1), target_BG4.flatten(0, 1)).unflatten(
+            0, target_BG4.shape[:2]
+        )
 
     @torch.no_grad()
     def generate(self, prompt_T: Tensor, num_tokens: int, temperature: float) -> Tensor:

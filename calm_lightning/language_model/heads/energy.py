@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from calm_lightning.backbone.transformer import init_weights
+from calm_lightning.backbone.transformer import init_xavier
 
 NORM_EPS = 1e-6
 
@@ -34,7 +34,7 @@ class EnergyBlock(nn.Module):
         mixed_NPD = functional.linear(self.norm(noise_NPD), noise_half_DD) + per_position_PD
         hidden_NPD = functional.silu(self.middle(functional.silu(mixed_NPD)))
         gate_NPD, up_NPD = self.gate_up(hidden_NPD).chunk(2, dim=-1)
-        return noise_NPD + self.down(functional.silu(gate_NPD) * up_NPD)  # type: ignore[no-any-return]
+        return noise_NPD + self.down(functional.silu(gate_NPD) * up_NPD)
 
 
 class EnergyHead(nn.Module):
@@ -60,7 +60,7 @@ class EnergyHead(nn.Module):
         self.final_norm = nn.LayerNorm(d, eps=NORM_EPS)
         self.final_hidden = nn.Linear(d, d)
         self.to_latent = nn.Linear(d, l)
-        init_weights(self)
+        init_xavier(self)
         nn.init.zeros_(self.to_latent.weight)
 
     def forward(self, hidden_PD: Tensor, noise_NPU: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class EnergyHead(nn.Module):
         state_NPD = self.noise_norm(self.noise_embedding(noise_NPU))
         for block in self.blocks:
             state_NPD = block(state_NPD, condition_PD)
-        return self.to_latent(functional.silu(self.final_hidden(self.final_norm(state_NPD))))  # type: ignore[no-any-return]
+        return self.to_latent(functional.silu(self.final_hidden(self.final_norm(state_NPD))))
 
     def sample(self, hidden_PD: Tensor, num: int) -> Tensor:
         """Draw `num` latents per hidden state (P, D), independently: (num, P, Z)."""
