@@ -169,8 +169,7 @@ def _train(
         if not resume:
             trainer.validate(stage, datamodule=data, verbose=False)
         trainer.fit(stage, datamodule=data, ckpt_path=checkpoint if resume else None, weights_only=True)
-        every = config.evaluation.every_steps
-        if not every or config.trainer["max_steps"] % every:
+        if names.TRAIN_FLOPS not in by_step(read_journal(run_dir)).get(trainer.global_step, {}):
             trainer.validate(stage, datamodule=data, verbose=False)
     return stage
 

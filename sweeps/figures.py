@@ -21,6 +21,9 @@ from sweeps import style
 from sweeps.report import Budget
 from sweeps.series import Series, front_points
 
+_NOTE_LINE_INCHES = 8.6 * 1.45 / 72
+"""Height of one line of the note below the panels."""
+
 
 def draw_png(path: Path, series: Sequence[Series], budget: Budget, paper_overlay: bool = True) -> None:
     """Draw the figure and save it.
@@ -31,21 +34,23 @@ def draw_png(path: Path, series: Sequence[Series], budget: Budget, paper_overlay
         budget: What the subtitle and the note below say.
         paper_overlay: Draw the paper's models in a panel of their own, in the paper's units.
     """
-    figure = Figure(figsize=(12.5, 7.6), facecolor=style.PAPER)
+    notes = [line for caveat in budget.caveats for line in textwrap.wrap(f"• {caveat}", 185, subsequent_indent="  ")]
+    note_inches = _NOTE_LINE_INCHES * len(notes) + 0.25
+    height = 6.6 + note_inches
+    figure = Figure(figsize=(12.5, height), facecolor=style.PAPER)
     FigureCanvasAgg(figure)
     rows = [["train", "inference"], ["train", "paper" if paper_overlay else "inference"]]
     axes = figure.subplot_mosaic(rows, width_ratios=[1.75, 1.0])  # type: ignore[arg-type]
-    figure.subplots_adjust(left=0.06, right=0.985, top=0.845, bottom=0.175, wspace=0.17, hspace=0.42)
+    figure.subplots_adjust(left=0.06, right=0.985, wspace=0.17, hspace=0.42)
+    figure.subplots_adjust(top=1 - 1.15 / height, bottom=(note_inches + 0.65) / height)
     _training_panel(axes["train"], series)
     _inference_panel(axes["inference"], series)
     if paper_overlay:
         _paper_panel(axes["paper"])
-    figure.text(0.06, 0.955, budget.title, fontsize=16, fontweight="bold", color=style.INK, va="center")
-    figure.text(0.06, 0.915, budget.line(), fontsize=9.5, color=style.MUTED, va="center")
-    note = "\n".join(
-        line for caveat in budget.caveats for line in textwrap.wrap(f"• {caveat}", 185, subsequent_indent="  ")
-    )
-    figure.text(0.06, 0.105, note, fontsize=8.6, color=style.MUTED, va="top", linespacing=1.45)
+    figure.text(0.06, 1 - 0.34 / height, budget.title, fontsize=16, fontweight="bold", color=style.INK, va="center")
+    figure.text(0.06, 1 - 0.64 / height, budget.line(), fontsize=9.5, color=style.MUTED, va="center")
+    place = (note_inches + 0.05) / height
+    figure.text(0.06, place, "\n".join(notes), fontsize=8.6, color=style.MUTED, va="top", linespacing=1.45)
     figure.savefig(path, dpi=160, metadata={"Software": None})
 
 
@@ -124,15 +129,8 @@ def _training_panel(axes: Axes, series: Sequence[Series]) -> None:
     costs = [point.train_flops for one in series for point in one.trained if point.train_flops > 0]
     if costs:
         _few_ticks(axes, min(costs) / 1.25, max(costs) * 1.25)
-    axes.text(
-        0.995,
-        0.015,
-        "bars: 95 % intervals · large markers: last evaluation",
-        transform=axes.transAxes,
-        ha="right",
-        fontsize=8,
-        color=style.MUTED,
-    )
+    note = "bars: 95 % intervals · large markers: last evaluation"
+    axes.set_title(note, loc="right", fontsize=8, color=style.MUTED, pad=9)
 
 
 def _inference_panel(axes: Axes, series: Sequence[Series]) -> None:

@@ -36,7 +36,7 @@ class _FewPassRMSNorm(torch.autograd.Function):
         x_xD, weight_D, scale_x1 = ctx.saved_tensors
         width = x_xD.shape[-1]
         normal_xD = x_xD * scale_x1
-        product_PD = (grad_xD * normal_xD).view(-1, width)
+        product_PD = (grad_xD * normal_xD).reshape(-1, width)
         mean_x1 = (product_PD @ weight_D).div_(width).view_as(scale_x1)
         grad_input_xD = (grad_xD * weight_D).addcmul_(normal_xD, mean_x1, value=-1).mul_(scale_x1)
         return grad_input_xD.to(x_xD.dtype), product_PD.sum(0), None

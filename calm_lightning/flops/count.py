@@ -98,17 +98,14 @@ def calm_flops(
         return paper_calm(model, auto, V, T)
     K, l, N, M = model.K, model.latent_width(), model.N, model.M
     positions = T // K - 1
-    compression = layers.input_compression(K, model.d)
-    trunk = layers.backbone(model.backbone())
     head = layers.energy_head(model)
     frozen = layers.autoencoder(auto, K, l, V)
-    attended = _attention_per_position(model, positions, attention)
     # Inner products between samples and targets, and among samples: (N, M) and (N, N), each of length l.
     to_targets, among_samples = 2.0 * N * M * l, 2.0 * N * N * l
     forward = {
-        "input": compression.forward,
-        "backbone": trunk.forward,
-        "attention": attended,
+        "input": layers.input_compression(K, model.d).forward,
+        "backbone": layers.backbone(model.backbone()).forward,
+        "attention": _attention_per_position(model, positions, attention),
         "head": head.position.forward + N * (head.draw.forward + head.noise.forward),
         "energy_loss": to_targets + among_samples,
         "encoder": K * frozen.encoder_token.forward + frozen.encoder_chunk.forward,
@@ -120,10 +117,8 @@ def calm_flops(
     )
     training["energy_loss"] = TRAINING_WITHOUT_INPUT_GRADIENT * to_targets + TRAINING * among_samples
     training["encoder"] = forward["encoder"]
-    step = {
-        "input": compression.forward,
-        "backbone": trunk.forward,
-        "attention": attended,
+    step = {name: forward[name] for name in ("input", "backbone", "attention")}
+    step |= {
         "head": head.whole.forward,
         "decoder": K * frozen.decoder_token.forward + frozen.decoder_chunk.forward,
         "logits": K * frozen.logits.forward,

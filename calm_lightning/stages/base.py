@@ -38,6 +38,8 @@ class Stage(pl.LightningModule, ABC):
         """Return the loss of one micro-batch of blocks (B, T)."""
         loss = self.loss(batch.tokens)
         self.log(names.TRAIN_LOSS, loss.detach(), prog_bar=True)
+        # Named after the step it makes: a run resumed at step s then logs s + 1 next, and nothing twice.
+        self.log("step", float(self.trainer.global_step + 1))
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

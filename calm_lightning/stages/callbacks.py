@@ -21,6 +21,11 @@ from calm_lightning.flops.report import FlopsReport
 from calm_lightning.metrics import names
 
 
+def _has_stepped(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Return whether this micro-batch was the last of an optimiser step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
 class StreamPlace(pl.Callback):
     """Keeps the place in the stream and makes every step's randomness a function of (seed, place).
 
@@ -110,7 +115,8 @@ class CostLedger(pl.Callback):
         self._mark = now
         self.blocks += batch.tokens.shape[0] * trainer.world_size
         self.text_tokens += batch.tokens.numel() * trainer.world_size
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0 and self.seconds > self._speed_mark[1]:  # type: ignore[attr-defined]
+        due = _has_stepped(trainer, batch_idx) and trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if due and self.seconds > self._speed_mark[1]:
             tokens, seconds = self._speed_mark
             pl_module.log(names.TRAIN_TOKENS_PER_SECOND, (self.text_tokens - tokens) / (self.seconds - seconds))
             pl_module.log(names.TRAIN_LR, trainer.optimizers[0].param_groups[0]["lr"])
@@ -163,9 +169,8 @@ class ResumeCheckpoint(pl.Callback):
     ) -> None:
         """Save every `every_steps` optimiser steps that are not evaluated."""
         step = trainer.global_step
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         evaluated = self.evaluate_every_steps and step % self.evaluate_every_steps == 0
-        if stepped and step % self.every_steps == 0 and not evaluated:
+        if _has_stepped(trainer, batch_idx) and step % self.every_steps == 0 and not evaluated:
             self._save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -60,6 +60,10 @@ def require_mlflow() -> None:
         )
 
 
+_TRAINING_VIEW = {"mlflow.experimentKind": "custom_model_development"}
+"""Makes the UI open the experiment as training runs rather than as traces of a chat application."""
+
+
 @dataclass(frozen=True)
 class Store:
     """An opened store and the experiment in it.
@@ -161,7 +165,8 @@ def open_store(config: TrackingConfig, work_dir: str | Path) -> Store:
     if experiment is not None:
         return Store(client, uri, experiment.experiment_id)
     try:
-        return Store(client, uri, client.create_experiment(config.experiment, artifact_location=location))
+        made = client.create_experiment(config.experiment, artifact_location=location, tags=_TRAINING_VIEW)
+        return Store(client, uri, made)
     except MlflowException:
         # Another process made it in the meantime, or this is a real failure and the next line repeats it.
         experiment = client.get_experiment_by_name(config.experiment)
