@@ -293,6 +293,7 @@ def _write(path: Path, text: str) -> None:
     try:
         scratch.write_text(text)
         os.replace(scratch, path)
-    except OSError:
+    except OSError as error:
         scratch.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # a full disk is noticed on a descriptor, which has no name
         raise

@@ -29,7 +29,7 @@ def prepare(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="`sample` (the embedded one), a directory in the Pile's layout, or .jsonl, .jsonl.gz and "
             ".jsonl.zst files or globs.",
         ),

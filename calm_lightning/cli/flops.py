@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def flops(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PRESET|KEY=VALUE]...", help="Presets to count, and overrides applied to each."),
+        typer.Argument(metavar="PRESET|KEY=VALUE", help="Presets to count, and overrides applied to each."),
     ] = None,
     paper: Annotated[bool, typer.Option("--paper", help="Count as the paper does, to compare with its table.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of rows and nothing else.")] = False,

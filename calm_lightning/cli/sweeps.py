@@ -17,7 +17,7 @@ def reproduce(
     name: Annotated[str, typer.Argument(help="The sweep, for example k4-sweet-spot.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the sweep, for example calm.trainer.max_steps=200."),
+        typer.Argument(metavar="KEY=VALUE", help="Changes of the sweep, for example calm.trainer.max_steps=200."),
     ] = None,
     preset: Annotated[str, typer.Option(help="The sweep's budget: sample, mini, or a YAML file.")] = "sample",
     work_dir: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,5 +90,5 @@ def _next_step(config: RunConfig, given: Sequence[str], result: RunResult) -> st
     presets = [name for name in partners if name in known] or ["[PRESET]..."]
     shared = ("model.", "data.corpus=", "data.block_tokens=", "work_dir=", "seed=")
     overrides = [argument for argument in given if argument.startswith(shared)]
-    command = " ".join(["calm train calm", *presets, *overrides, f"autoencoder_run={result.run_dir}"])
-    return f"next: {command}"
+    quoted = map(shlex.quote, [*overrides, f"autoencoder_run={result.run_dir}"])
+    return " ".join(["next: calm train calm", *presets, *quoted])

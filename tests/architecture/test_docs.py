@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from typer.core import TyperGroup
 
 from calm_lightning.cli.main import app
 from calm_lightning.config import RunConfig, list_presets, load_config
+from calm_lightning.errors import ConfigError
 from sweeps.config import find_sweep, list_sweeps, load_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -32,14 +36,15 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def commands(page: Path) -> Iterator[list[str]]:
-    """Yield the words of every `calm` command in the page's code blocks."""
+def commands(page: Path) -> Iterator[tuple[list[str], str]]:
+    """Yield the words of every `calm` command in the page's code blocks, and the error shown below it, if any."""
     for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
         if language in ("", "sh", "console"):
-            for line in block.splitlines():
+            lines = [*block.splitlines(), ""]
+            for line, below in pairwise(lines):
                 for part in line.removeprefix("$ ").split(" && "):
                     if part.startswith("calm "):
-                        yield shlex.split(part, comments=True)[1:]
+                        yield shlex.split(part, comments=True)[1:], below if below.startswith("error: ") else ""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
@@ -57,7 +62,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_commands_parse_and_their_configurations_resolve(page: Path) -> None:
     root = typer.main.get_command(app)
-    for words in commands(page):
+    for words, error in commands(page):
         if words[0].startswith("-"):
             continue
         context, group, rest = root.make_context("calm", list(words)), root, list(words)
@@ -69,7 +74,9 @@ def test_commands_parse_and_their_configurations_resolve(page: Path) -> None:
         given = context.params
         if words[0] in ("train", "config"):
             stage = {"stage": str(given["stage"])} if given["stage"] else {}
-            load_config([w for w in given["arguments"] or [] if not w.endswith("mine.yaml")], **stage)
+            with pytest.raises(ConfigError) if error else nullcontext() as caught:
+                load_config(given["arguments"] or [], **stage)
+            assert not error or f"error: {caught.value}" == error
         if words[0] == "reproduce":
             load_sweep(find_sweep(given["name"], given["preset"]), given["overrides"] or [])
 
@@ -85,8 +92,8 @@ def test_every_key_is_listed_with_its_default() -> None:
     listed = dict(re.findall(r"^\| `([\w.]+)` \| `?([^|`]*)`? \|", text, re.M))
     expected = {}
     for section, value in asdict(RunConfig()).items():
-        leaves = {f"{section}.{key}": below for key, below in value.items()} if isinstance(value, dict) else {section: value}
-        expected |= leaves
+        nested = isinstance(value, dict)
+        expected |= {f"{section}.{key}": below for key, below in value.items()} if nested else {section: value}
     assert set(listed) == set(expected)
     for key, default in expected.items():
         assert yaml.safe_load(listed[key] or "''") == default, key
@@ -107,8 +114,6 @@ def test_ci_installs_and_tests_as_the_readme_says() -> None:
 
 
 def test_constraints_are_exact_and_name_every_dependency() -> None:
-    import tomllib
-
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), "no URL, path, local version or range"
     pinned = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines}

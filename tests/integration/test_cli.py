@@ -135,6 +135,7 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     assert "ZeroDivisionError" in done.stderr
 
 
+@pytest.mark.slow
 def test_from_corpus_to_text_with_what_each_command_says_comes_next(tmp_path: Path) -> None:
     prepared = calm(tmp_path, "data", "prepare", "sample", "--out", "corpora/sample", "--tokenizer", "bytes")
     assert prepared.returncode == 0, prepared.stderr
@@ -155,6 +156,10 @@ def test_from_corpus_to_text_with_what_each_command_says_comes_next(tmp_path: Pa
     again = calm(tmp_path, *command)
     assert again.returncode == 0, again.stderr
     assert "nothing was trained now" in again.stdout
+    (drawn_dir,) = (tmp_path / "runs" / "calm").iterdir()
+    (drawn_dir / "config.yaml.tmp").symlink_to("/dev/full")
+    full = one_sentence(calm(tmp_path, *command))
+    assert f"{drawn_dir.relative_to(tmp_path)}/config.yaml cannot be used: No space left on device; free space" in full
     assert "K=2" in one_sentence(calm(tmp_path, *(a.replace("model.K=3", "model.K=2") for a in command)))
 
 

@@ -43,7 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory with a small corpus."""
     folder = tmp_path_factory.mktemp("resume")
     generator = random.Random(0)
-    words = "the small cat sat on a mat while some other dog ran past many green trees".split()
+    words = ["the", "small", "cat", "sat", "on", "a", "mat", "while", "some", "dog", "ran", "past", "green", "trees"]
     for split, documents in (("train", 120), ("val", 12)):
         texts = (" ".join(generator.choices(words, k=60)) for _ in range(documents))
         (folder / f"{split}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -52,7 +52,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configure(place: Path, stage: str, *overrides: str) -> RunConfig:
-    return load_config([*TINY, f"data.corpus={place / 'corpus'}", f"work_dir={place / 'runs'}", *overrides], stage=stage)
+    return load_config(
+        [*TINY, f"data.corpus={place / 'corpus'}", f"work_dir={place / 'runs'}", *overrides], stage=stage
+    )
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,9 @@ def test_rms_norm_gradient_is_the_derivative() -> None:
     norm = RMSNorm(5, 1e-6).double()
     x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
     norm.weight.data.normal_()
-    assert torch.autograd.gradcheck(lambda x, weight: torch.func.functional_call(norm, {"weight": weight}, x), (x, norm.weight))
+    assert torch.autograd.gradcheck(
+        lambda x, weight: torch.func.functional_call(norm, {"weight": weight}, x), (x, norm.weight)
+    )
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 3, 7), (2, 3, 4, 7)])
@@ -37,7 +39,7 @@ def test_rms_norm_equals_the_library(shape: tuple[int, ...], scale: float) -> No
     torch.manual_seed(0)
     norm = RMSNorm(7, 1e-6)
     norm.weight.data.normal_()
-    ours, theirs = (scale * torch.randn(shape)).requires_grad_(), None
+    ours = (scale * torch.randn(shape)).requires_grad_()
     theirs = ours.detach().clone().requires_grad_()
     result = norm(ours)
     expected = functional.rms_norm(theirs, (7,), norm.weight.detach(), 1e-6)

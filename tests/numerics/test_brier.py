@@ -138,6 +138,7 @@ def test_error_of_a_mean_is_its_textbook_value() -> None:
     assert result.brier_standard_error == pytest.approx(textbook.tolist(), rel=0.1)
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_updates_add_up_and_reset_forgets() -> None:
     torch.manual_seed(0)
     rows, groups = torch.rand(40, 4), torch.arange(40) // 4

@@ -107,7 +107,9 @@ def test_baseline_probabilities_against_enumeration() -> None:
     tokens_BT, starts_G = torch.randint(4, (2, 9)), torch.tensor([1, 3, 5])
     with torch.no_grad():
         gold, first, drawn = baseline_probabilities(model, tokens_BT, starts_G, 2000)
-        estimates = torch.stack([first, *(baseline_probabilities(model, tokens_BT, starts_G, 2000)[1] for _ in range(19))])
+        estimates = torch.stack(
+            [first, *(baseline_probabilities(model, tokens_BT, starts_G, 2000)[1] for _ in range(19))]
+        )
     assert drawn.shape == (2, 3, 2000, 3)
     error = estimates.std(0) / len(estimates) ** 0.5
     for b, (g, start), n in itertools.product(range(2), enumerate(starts_G.tolist()), range(1, 5)):

@@ -55,7 +55,11 @@ def test_probabilities_are_the_authors(case: dict[str, Any]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    letters=st.integers(1, 4), size=st.integers(1, 40), n=st.integers(1, 12), K=st.integers(1, 3), seed=st.integers(0, 999)
+    letters=st.integers(1, 4),
+    size=st.integers(1, 40),
+    n=st.integers(1, 12),
+    K=st.integers(1, 3),
+    seed=st.integers(0, 999),
 )
 def test_probabilities_are_binomial(letters: int, size: int, n: int, K: int, seed: int) -> None:
     pool_SK = torch.randint(letters, (size, K), generator=torch.Generator().manual_seed(seed))

@@ -27,6 +27,7 @@ def interrupt() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files that only the collector closes
 def test_ctrl_c_at_any_moment_of_a_write_is_ctrl_c_and_keeps_the_old_checkpoint(
     tmp_path: Path, interrupt: None
 ) -> None:
