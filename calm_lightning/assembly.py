@@ -58,11 +58,11 @@ class FinishedAutoencoder:
     mlflow_run_id: str | None
 
 
-def resolve_precision(precision: object) -> object:
+def resolve_precision(precision: object, accelerator: object = "auto") -> object:
     """Return a Lightning precision; "auto" becomes bf16-mixed where the hardware multiplies bf16, else 32-true."""
     if precision != "auto":
         return precision
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and accelerator != "cpu":
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
     return "bf16-mixed" if torch.backends.cpu.get_cpu_capability() == "AVX512" and _has_bf16() else "32-true"
 
@@ -120,8 +120,13 @@ def resolve(config: RunConfig, data: PileDataModule) -> tuple[RunConfig, Finishe
             f"{config.data.corpus}: leave it unset"
         )
     model = replace(config.model, vocabulary=vocabulary, l=config.model.latent_width())
-    trainer = {**config.trainer, "precision": resolve_precision(config.trainer.get("precision", "auto"))}
+    precision = resolve_precision(config.trainer.get("precision", "auto"), config.trainer.get("accelerator", "auto"))
+    trainer = {**config.trainer, "precision": precision}
     config = replace(config, model=model, trainer=trainer)
+    if config.stage == "autoencoder" and config.autoencoder.mask_id >= vocabulary:
+        raise ConfigError(
+            f"autoencoder.mask_id={config.autoencoder.mask_id} is no token id: the vocabulary has {vocabulary}"
+        )
     if config.stage != "calm":
         return config, None
     if not config.autoencoder_run:

@@ -30,7 +30,23 @@ RECIPE_VERSION = 1
 """Part of every identity; raised when a change of the code changes the numbers a configuration gives."""
 
 _NOT_IN_IDENTITY = ("work_dir", "name", "autoencoder_run", "tracking")
-_TRAINER_NUMERIC_KEYS = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
+_TRAINER_NOT_IN_IDENTITY = frozenset({
+    "accelerator", "devices", "num_nodes", "strategy", "default_root_dir", "profiler", "log_every_n_steps",
+    "enable_progress_bar", "enable_model_summary",
+})  # fmt: skip
+"""Settings of the trainer that say where and how visibly it trains, not what."""
+_TRAINER_RESERVED = {
+    "logger": "tracking.*",
+    "callbacks": "the stages",
+    "plugins": "the stages",
+    "enable_checkpointing": "checkpoint_steps",
+    "val_check_interval": "evaluation.every_steps",
+    "check_val_every_n_epoch": "evaluation.every_steps",
+    "num_sanity_val_steps": "evaluation.every_steps",
+    "max_epochs": "trainer.max_steps",
+}
+"""Arguments of `lightning.Trainer` that other keys decide."""
+
 Schema = TypeVar("Schema")
 
 
@@ -296,6 +312,9 @@ def _training_problems(config: RunConfig) -> list[str]:
         problems.append(f"optim.ema_decay={optim.ema_decay} must lie in [0, 1)")
     problems += _positive("optim.", optim, ("warmup_steps", "weight_decay", "final_lr_ratio"), least=0)
     problems += _positive("", config, ("checkpoint_steps",))
+    for name, decided_by in _TRAINER_RESERVED.items():
+        if name in config.trainer:
+            problems.append(f"trainer.{name} cannot be set: it follows from {decided_by}")
     for name in ("max_steps", "accumulate_grad_batches"):
         value = config.trainer.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -343,7 +362,7 @@ def identity(config: RunConfig, **lineage: str) -> str:
     for key in _NOT_IN_IDENTITY:
         del value[key]
     del value["data"]["corpus"], value["data"]["workers"], value["checkpoint_steps"]
-    value["trainer"] = {key: value["trainer"].get(key) for key in _TRAINER_NUMERIC_KEYS}
+    value["trainer"] = {k: v for k, v in value["trainer"].items() if k not in _TRAINER_NOT_IN_IDENTITY}
     if config.stage == "autoencoder":
         # An autoencoder knows K, l and V of the language model it serves, and nothing else of it.
         value["model"] = {key: value["model"][key] for key in ("K", "l", "vocabulary")}

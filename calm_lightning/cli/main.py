@@ -23,7 +23,7 @@ from calm_lightning.errors import CalmError
 
 USER_ERROR = 2
 INTERRUPTED = 130
-_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 class FrontDoor(TyperGroup):

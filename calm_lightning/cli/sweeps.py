@@ -10,8 +10,6 @@ import typer
 if TYPE_CHECKING:
     from sweeps.config import SweepConfig
 
-INTERRUPTED = 130
-
 
 def reproduce(
     name: Annotated[str, typer.Argument(help="The sweep, for example k4-sweet-spot.")],
@@ -45,11 +43,7 @@ def reproduce(
     from sweeps.reproduce import reproduce as run_sweep
 
     console = Console()
-    try:
-        result = run_sweep(sweep, work_dir, execute, console)
-    except KeyboardInterrupt:
-        typer.echo("interrupted: run the same command again to continue", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+    result = run_sweep(sweep, work_dir, execute, console)
     console.print()
     for path in result.files:
         console.print(str(path), soft_wrap=True, highlight=False)

@@ -54,13 +54,15 @@ class Stage(pl.LightningModule, ABC):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by global norm and log the norm before clipping.
+        """Clip as `trainer.gradient_clip_*` says and log the global norm before clipping.
 
         Lightning refuses to clip for fused optimisers because of gradient scaling, which bf16 does not use.
         """
-        limit = float(gradient_clip_val) if gradient_clip_val else float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
-        self.log(names.TRAIN_GRAD_NORM, norm)
+        by_value = gradient_clip_algorithm == "value"
+        limit = float(gradient_clip_val) if gradient_clip_val and not by_value else float("inf")
+        self.log(names.TRAIN_GRAD_NORM, torch.nn.utils.clip_grad_norm_(self.parameters(), limit))
+        if by_value and gradient_clip_val:
+            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
 
     def log_mean(self, name: str, value: Tensor, batch: TokenBatch) -> None:
         """Log a validation value that is averaged over all blocks of the evaluation."""
