@@ -35,6 +35,7 @@ from calm_lightning.tracking.journal import MetricsJournal
 RESULT, CONFIG, WEIGHTS = "result.json", "config.yaml", "model.safetensors"
 SAMPLE, CHECKPOINT = "sample.txt", "checkpoints/last.ckpt"
 """Files of a run directory."""
+RESULT_KEYS = frozenset({"identity", "name", "stage", "metrics", "protocol", "train_flops", "mlflow_run_id"})
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,34 @@ def find_autoencoder(run_dir: str) -> FinishedAutoencoder:
         raise CheckpointError(
             f"autoencoder_run={run_dir} {state}: run `calm train autoencoder ...` to its end and pass its run directory"
         )
+    result = load_result(folder)
+    if result["stage"] != "autoencoder":
+        raise CheckpointError(f"autoencoder_run={run_dir} is a run of stage {result['stage']}, not of an autoencoder")
+    return FinishedAutoencoder(
+        folder,
+        load_config([str(folder / CONFIG)]),
+        result["identity"],
+        result["protocol"]["tokenizer"],
+        result["train_flops"],
+        result["mlflow_run_id"],
+    )
+
+
+def load_result(run_dir: Path) -> dict[str, Any]:
+    """Read what a finished run says of itself.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    path = run_dir / RESULT
     try:
-        result = json.loads((folder / RESULT).read_text())
-        stage, run_identity, tokenizer = result["stage"], result["identity"], result["protocol"]["tokenizer"]
-        train_flops, mlflow_run_id = float(result["train_flops"]), result["mlflow_run_id"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CheckpointError(f"{folder / RESULT} is damaged ({error}): train the autoencoder again") from None
-    if stage != "autoencoder":
-        raise CheckpointError(f"autoencoder_run={run_dir} is a run of stage {stage}, not of an autoencoder")
-    config = load_config([str(folder / CONFIG)])
-    return FinishedAutoencoder(folder, config, run_identity, tokenizer, train_flops, mlflow_run_id)
+        result = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): delete it and run the run's command again") from None
+    missing = RESULT_KEYS - result.keys() if isinstance(result, dict) else RESULT_KEYS
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}: delete it and run the run's command again")
+    return dict(result)
 
 
 def resolve(config: RunConfig, data: PileDataModule) -> tuple[RunConfig, FinishedAutoencoder | None]:
@@ -196,6 +215,14 @@ def build_ledger(config: RunConfig, found: FinishedAutoencoder | None) -> CostLe
     return CostLedger(report, found.train_flops if found else 0.0)
 
 
+class _FinalAverage(EMAWeightAveraging):
+    """Lightning's moving average, in place at the end also of a run that resumes from its last step."""
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the average into the model: Lightning does so only if this process trained a step."""
+        self.on_train_end(trainer, pl_module)
+
+
 class _TrainingBar(RichProgressBar):
     """Lightning's progress bar, for a stream that has no epochs."""
 
@@ -206,14 +233,19 @@ class _TrainingBar(RichProgressBar):
 def build_trainer(
     config: RunConfig, ledger: CostLedger, journal: MetricsJournal, checkpoint: Path, progress: bool
 ) -> pl.Trainer:
-    """Return a Lightning trainer; `trainer.*` of the configuration wins over everything set here."""
+    """Return a Lightning trainer.
+
+    Raises:
+        ConfigError: Lightning refuses a value of `trainer.*`, for example an accelerator that is not there.
+    """
     every = config.evaluation.every_steps
     max_steps = config.trainer["max_steps"]
     accumulate = config.trainer.get("accumulate_grad_batches", 1)
     callbacks: list[pl.Callback] = []
     if config.optim.ema_decay > 0:
-        callbacks.append(EMAWeightAveraging(decay=config.optim.ema_decay))
+        callbacks.append(_FinalAverage(decay=config.optim.ema_decay))
     callbacks += [StreamPlace(config.seed), ledger, ResumeCheckpoint(checkpoint, config.checkpoint_steps, every)]
+    progress = progress and config.trainer.get("enable_progress_bar") is not False
     if progress:
         callbacks.append(_TrainingBar())
     settings: dict[str, Any] = {
@@ -228,10 +260,10 @@ def build_trainer(
         "num_sanity_val_steps": 0,
         "enable_checkpointing": False,
         "enable_model_summary": False,
-        "enable_progress_bar": progress,
         "log_every_n_steps": max(1, min(50, max_steps // 20)),
         "use_distributed_sampler": False,
         **config.trainer,
+        "enable_progress_bar": progress,
     }
     _quiet_lightning()
     try:

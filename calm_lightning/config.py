@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from calm_lightning.data.config import DataConfig
 from calm_lightning.errors import ConfigError
 from calm_lightning.language_model.config import LanguageModelConfig
 from calm_lightning.stages.config import EvaluationConfig, OptimConfig
+from calm_lightning.stages.trainer_keys import NOT_IN_IDENTITY, trainer_problems
 from calm_lightning.tracking.config import TrackingConfig
 
 STAGES = ("autoencoder", "calm", "baseline")
@@ -30,22 +32,6 @@ RECIPE_VERSION = 1
 """Part of every identity; raised when a change of the code changes the numbers a configuration gives."""
 
 _NOT_IN_IDENTITY = ("work_dir", "name", "autoencoder_run", "tracking")
-_TRAINER_NOT_IN_IDENTITY = frozenset({
-    "accelerator", "devices", "num_nodes", "strategy", "default_root_dir", "profiler", "log_every_n_steps",
-    "enable_progress_bar", "enable_model_summary",
-})  # fmt: skip
-"""Settings of the trainer that say where and how visibly it trains, not what."""
-_TRAINER_RESERVED = {
-    "logger": "tracking.*",
-    "callbacks": "the stages",
-    "plugins": "the stages",
-    "enable_checkpointing": "checkpoint_steps",
-    "val_check_interval": "evaluation.every_steps",
-    "check_val_every_n_epoch": "evaluation.every_steps",
-    "num_sanity_val_steps": "evaluation.every_steps",
-    "max_epochs": "trainer.max_steps",
-}
-"""Arguments of `lightning.Trainer` that other keys decide."""
 
 Schema = TypeVar("Schema")
 
@@ -207,25 +193,29 @@ def merge(schema: type[Schema], layers: Sequence[tuple[str, DictConfig]], overri
     return resolved
 
 
-def load_config(arguments: Sequence[str] = (), base: RunConfig | None = None, **fixed: Any) -> RunConfig:
+def _is_preset(argument: str) -> bool:
+    """Return whether an argument names a preset; a path to a YAML file may hold "="."""
+    return "=" not in argument or (argument.endswith((".yaml", ".yml")) and Path(argument).is_file())
+
+
+def load_config(arguments: Sequence[str] = (), **fixed: Any) -> RunConfig:
     """Compose presets and overrides into a validated RunConfig.
 
     Args:
         arguments: Preset names or YAML paths and "key=value" overrides, in any order; presets are composed
             left to right, overrides apply after all of them.
-        base: Start from this configuration instead of the defaults.
         fixed: Top-level values that win over everything, for example ``stage="calm"``.
 
     Raises:
         ConfigError: As `merge`, or the result contradicts itself (`validate`).
     """
-    layers = [] if base is None else [("base configuration", OmegaConf.create(asdict(base)))]
+    layers: list[tuple[str, DictConfig]] = []
     for argument in arguments:
-        if "=" not in argument:
+        if _is_preset(argument):
             layers += _expand(find_preset(argument))
     if fixed:
         layers.append(("command", OmegaConf.create(fixed)))
-    config = merge(RunConfig, layers, [argument for argument in arguments if "=" in argument])
+    config = merge(RunConfig, layers, [argument for argument in arguments if not _is_preset(argument)])
     for key, value in fixed.items():
         if getattr(config, key) != value:
             raise ConfigError(f"{key}={getattr(config, key)} contradicts the command, which fixes {key}={value}")
@@ -282,7 +272,7 @@ def _shape_problems(config: RunConfig) -> list[str]:
         if not 0 <= getattr(auto, name) < 1:
             problems.append(f"autoencoder.{name}={getattr(auto, name)} must lie in [0, 1)")
     problems += _positive("autoencoder.", auto, ("beta", "kl_clip", "mask_id"), least=0)
-    return problems
+    return problems + _number_problems("model", model) + _number_problems("autoencoder", auto)
 
 
 def _training_problems(config: RunConfig) -> list[str]:
@@ -304,22 +294,22 @@ def _training_problems(config: RunConfig) -> list[str]:
             )
     if optim.schedule not in ("constant", "linear", "cosine"):
         problems.append(f"optim.schedule={optim.schedule} must be constant, linear or cosine")
-    if optim.lr <= 0:
-        problems.append(f"optim.lr={optim.lr} must be positive")
+    for name in ("lr", "eps"):
+        if not getattr(optim, name) > 0:
+            problems.append(f"optim.{name}={getattr(optim, name)} must be positive")
     if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
         problems.append(f"optim.betas={optim.betas} must be two numbers in [0, 1)")
     if not 0 <= optim.ema_decay < 1:
         problems.append(f"optim.ema_decay={optim.ema_decay} must lie in [0, 1)")
     problems += _positive("optim.", optim, ("warmup_steps", "weight_decay", "final_lr_ratio"), least=0)
     problems += _positive("", config, ("checkpoint_steps",))
-    for name, decided_by in _TRAINER_RESERVED.items():
-        if name in config.trainer:
-            problems.append(f"trainer.{name} cannot be set: it follows from {decided_by}")
-    for name in ("max_steps", "accumulate_grad_batches"):
-        value = config.trainer.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            problems.append(f"trainer.{name}={value} must be a whole number of at least 1")
-    return problems
+    return problems + _number_problems("optim", optim) + trainer_problems(config.trainer)
+
+
+def _number_problems(section: str, values: object) -> list[str]:
+    """Return a problem for every field that is nan or infinite."""
+    numbers = ((name, value) for name, value in vars(values).items() if isinstance(value, float))
+    return [f"{section}.{name}={value} must be a finite number" for name, value in numbers if not math.isfinite(value)]
 
 
 def _evaluation_problems(config: RunConfig) -> list[str]:
@@ -362,7 +352,7 @@ def identity(config: RunConfig, **lineage: str) -> str:
     for key in _NOT_IN_IDENTITY:
         del value[key]
     del value["data"]["corpus"], value["data"]["workers"], value["checkpoint_steps"]
-    value["trainer"] = {k: v for k, v in value["trainer"].items() if k not in _TRAINER_NOT_IN_IDENTITY}
+    value["trainer"] = {k: v for k, v in value["trainer"].items() if k not in NOT_IN_IDENTITY}
     if config.stage == "autoencoder":
         # An autoencoder knows K, l and V of the language model it serves, and nothing else of it.
         value["model"] = {key: value["model"][key] for key in ("K", "l", "vocabulary")}

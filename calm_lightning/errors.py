@@ -21,6 +21,10 @@ class CheckpointError(CalmError):
     """A checkpoint is missing, damaged, or belongs to another model."""
 
 
+class DivergenceError(CalmError):
+    """Training left the numbers that mean anything."""
+
+
 class TrackingError(CalmError):
     """The tracking store cannot be opened."""
 

@@ -32,6 +32,7 @@ from calm_lightning.assembly import (
     build_trainer,
     default_name,
     lightning_interrupts,
+    load_result,
     resolve,
 )
 from calm_lightning.config import RunConfig, identity, to_yaml, validate
@@ -109,6 +110,8 @@ def execute(
     run_dir = Path(config.work_dir) / config.stage / f"{name}-{run_identity[:10]}"
     run_dir.mkdir(parents=True, exist_ok=True)
     with _only_process(run_dir):
+        if (run_dir / RESULT).is_file():
+            load_result(run_dir)
         _write(run_dir / CONFIG, to_yaml(config))
         tracker = _track(config, run_dir, run_identity, name, parent_run_id, tags or {}, lineage, found)
         reused = (run_dir / RESULT).is_file()
@@ -122,7 +125,7 @@ def execute(
             raise
         if tracker:
             run_id = tracker.finish("FINISHED", [run_dir / part for part in (CONFIG, RESULT, SAMPLE)])
-            result = json.loads((run_dir / RESULT).read_text())
+            result = load_result(run_dir)
             if run_id and result["mlflow_run_id"] != run_id:
                 _write(run_dir / RESULT, json.dumps({**result, "mlflow_run_id": run_id}, indent=2))
     return read_result(run_dir, reused=reused)
@@ -136,7 +139,7 @@ def read_result(run_dir: Path, *, reused: bool = True) -> RunResult:
     """
     if not (run_dir / RESULT).is_file():
         raise CheckpointError(f"{run_dir} holds no finished run: run its command again to continue it")
-    result = json.loads((run_dir / RESULT).read_text())
+    result = load_result(run_dir)
     steps = by_step(read_journal(run_dir))
     points = [ScorePoint.from_metrics(step, dict(values)) for step, values in sorted(steps.items())]
     sample = run_dir / SAMPLE
@@ -176,9 +179,7 @@ def _train(
 
 def _finish(config: RunConfig, data: PileDataModule, stage: Stage, run_dir: Path, run_identity: str, name: str) -> None:
     """Write the trained weights, the text sample, and last of all the result that marks the run as finished."""
-    network = stage.model
-    assert isinstance(network, torch.nn.Module)
-    _save_weights({key: tensor.contiguous() for key, tensor in network.state_dict().items()}, run_dir / WEIGHTS)
+    _save_weights({key: tensor.contiguous() for key, tensor in stage.model.state_dict().items()}, run_dir / WEIGHTS)
     if isinstance(stage, ScoredStage) and config.evaluation.text_tokens:
         _write(run_dir / SAMPLE, _sample_text(config, data, stage))
     steps = by_step(read_journal(run_dir))

@@ -128,6 +128,8 @@ def prepare(
     max_documents: int | None = None,
     force: bool = False,
     progress: Report | None = None,
+    elsewhere: str = "choose another --out",
+    replacing: str = "add --force to replace it",
 ) -> Manifest:
     """Turn raw text into a corpus of token shards. Idempotent: a finished identical corpus is left as it is.
 
@@ -141,6 +143,8 @@ def prepare(
         max_documents: Keep at most this many documents of every split.
         force: Replace another corpus at `out`.
         progress: Told how far the work is.
+        elsewhere: How the caller's user names another `out`, for error messages.
+        replacing: How the caller's user replaces the corpus at `out`, likewise.
 
     Returns:
         The manifest of the corpus at `out`.
@@ -159,7 +163,7 @@ def prepare(
     tokenizer = _existing_tokenizer(tokenizer_spec)
     if tokenizer is not None and tokenizer_spec != BytesTokenizer.kind:
         settings = replace(settings, tokenizer=f"{tokenizer_spec.partition(':')[0]}:{tokenizer.fingerprint}")
-    finished = _finished(target, records, settings, force)
+    finished = _finished(target, records, settings, force, elsewhere, replacing)
     if finished is not None:
         return finished
     reading = _Reading(files, settings, progress, sum(record.bytes for record in records))
@@ -170,7 +174,7 @@ def prepare(
     except OSError as error:
         raise DataError(
             f"corpus {out} could not be written ({error.strerror or error}); nothing was left behind: "
-            f"free space or choose another --out, then run the same command again"
+            f"free space or {elsewhere}, then run the same command again"
         ) from None
     return manifest
 
@@ -193,12 +197,19 @@ def _existing_tokenizer(spec: str) -> Tokenizer | None:
     return None if kind == "bpe" and size.isdecimal() else make_tokenizer(spec, ())
 
 
-def _finished(target: Path, sources: tuple[SourceRecord, ...], settings: Settings, force: bool) -> Manifest | None:
+def _finished(
+    target: Path,
+    sources: tuple[SourceRecord, ...],
+    settings: Settings,
+    force: bool,
+    elsewhere: str,
+    replacing: str,
+) -> Manifest | None:
     """Return the manifest of an identical corpus at `target`, or None where one is to be made there."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return None
     if not target.is_dir() or not is_prepared(target):
-        raise DataError(f"{target} exists and is not a corpus: choose another --out")
+        raise DataError(f"{target} exists and is not a corpus: {elsewhere}")
     try:
         manifest = Manifest.load(target)
         same = manifest.sources == sources and manifest.settings == settings
@@ -209,7 +220,7 @@ def _finished(target: Path, sources: tuple[SourceRecord, ...], settings: Setting
     except DataError as error:
         problem = f"holds a damaged corpus ({error})"
     if not force:
-        raise DataError(f"{target} {problem}: choose another --out, or add --force to replace it")
+        raise DataError(f"{target} {problem}: {elsewhere}, or {replacing}")
     strangers = [path.name for path in target.iterdir() if not _belongs_to_corpus(path)]
     if strangers:
         raise DataError(f"{target} also holds {strangers[0]}, which --force would delete: move it away first")

@@ -31,7 +31,7 @@ class CorpusConfig:
 
     source: list[str] = field(default_factory=lambda: ["sample"])
     tokenizer: str = "bpe:1024"
-    out: str = "corpora/sample"
+    out: str = "corpora/sample-bpe"
 
 
 @dataclass
@@ -123,6 +123,22 @@ def _layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, DictConf
     return [*below, (str(path), loaded)]
 
 
+def _overrides_for_every_value(overrides: Sequence[str]) -> list[PerValue]:
+    """Return the rule by which what is asked for on the command line also wins over the file's `per_value`."""
+    asked = OmegaConf.from_dotlist([item for item in overrides if item.split(".")[0] in ("all", "autoencoder", "calm")])
+    sections = {}
+    for section in ("autoencoder", "calm"):
+        merged = OmegaConf.merge(asked.get("all", {}), asked.get(section, {}))
+        sections[section] = {key: value for key, value in _plain(merged).items() if key != "presets"}
+    return [PerValue(**sections)] if any(sections.values()) else []
+
+
+def _plain(node: Any) -> dict[str, Any]:
+    """Return an OmegaConf mapping as nested dictionaries."""
+    plain = OmegaConf.to_container(node)
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """Read a sweep file and apply overrides.
 
@@ -134,6 +150,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
         ConfigError: An unknown key, a value of the wrong type, or an empty grid.
     """
     config = merge(SweepConfig, _layers(path), overrides)
+    config.per_value += _overrides_for_every_value(overrides)
     if not config.name or not all(letter.isalnum() or letter in "-_." for letter in config.name):
         raise ConfigError(f"name={config.name!r} must be letters, digits, '-', '_' and '.': it names a directory")
     if not config.space and not config.include_baseline:

@@ -134,7 +134,7 @@ def _training_panel(axes: Axes, series: Sequence[Series]) -> None:
 
 
 def _inference_panel(axes: Axes, series: Sequence[Series]) -> None:
-    """The last evaluation of every model against inference FLOPs."""
+    """The last evaluation of every model against inference FLOPs, and the front of these."""
     _dress(axes, "What it costs to use", style.INFERENCE_AXIS)
     _front_line(axes, [(point.inference_flops_per_token, point.brier_lm) for _, point in front_points(series, True)])
     for one in series:
@@ -161,10 +161,10 @@ def _inference_panel(axes: Axes, series: Sequence[Series]) -> None:
 def _paper_panel(axes: Axes) -> None:
     """The published models in the paper's units: another corpus, tokenizer and scale, hence a panel of its own."""
     _dress(axes, "The paper's models, in the paper's units", style.PAPER_AXIS)
-    for family, colour, marker in (("transformer", "#3d4451", "s"), ("calm", "#d55e00", "o")):
+    for family, look in style.PUBLISHED.items():
         rows = [row for preset, row in PUBLISHED.items() if preset.startswith(family)]
         x, y = [row.training_flops / 1e20 for row in rows], [row.brier_lm for row in rows]
-        axes.plot(x, y, color=colour, marker=marker, markersize=6, linewidth=1.2, markeredgecolor=style.PAPER)
+        axes.plot(x, y, color=look.colour, marker=look.marker, markersize=6, linewidth=1.2, markeredgecolor=style.PAPER)
         for row, cost, score in zip(rows, x, y, strict=True):
             left_above = family == "calm"
             axes.annotate(
@@ -174,7 +174,7 @@ def _paper_panel(axes: Axes) -> None:
                 xytext=(-7, 4) if left_above else (8, -10),
                 ha="right" if left_above else "left",
                 fontsize=8,
-                color=colour,
+                color=look.colour,
             )
     axes.set_ylim(4.8, 9.9)
     _few_ticks(axes, 2.2, 55.0)

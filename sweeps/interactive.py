@@ -177,10 +177,11 @@ def _points(figure: go.Figure, one: Series, shown: Sequence[ScorePoint], series:
 
 def _paper(figure: go.Figure) -> None:
     """Add the published models in units of 1e20 FLOPs."""
-    for family, name, colour, symbol, place in (
-        ("transformer", "Transformer (paper)", "#3d4451", "square", "bottom right"),
-        ("calm", "CALM, K=4 (paper)", "#d55e00", "circle", "top left"),
+    for family, name, place in (
+        ("transformer", "Transformer (paper)", "bottom right"),
+        ("calm", "CALM, K=4 (paper)", "top left"),
     ):
+        look = style.PUBLISHED[family]
         rows = [row for preset, row in PUBLISHED.items() if preset.startswith(family)]
         figure.add_trace(
             go.Scatter(
@@ -189,10 +190,15 @@ def _paper(figure: go.Figure) -> None:
                 mode="lines+markers+text",
                 text=[row.name for row in rows],
                 textposition=place,
-                textfont={"size": 11, "color": colour},
+                textfont={"size": 11, "color": look.colour},
                 name=name,
-                line={"color": colour, "width": 1.5},
-                marker={"symbol": symbol, "size": 9, "color": colour, "line": {"color": style.PAPER, "width": 1}},
+                line={"color": look.colour, "width": 1.5},
+                marker={
+                    "symbol": look.symbol,
+                    "size": 9,
+                    "color": look.colour,
+                    "line": {"color": style.PAPER, "width": 1},
+                },
                 hovertext=[
                     f"<b>{row.name}</b><br>{quantity(row.parameters)} parameters<br>BrierLM {row.brier_lm}<br>"
                     f"training {row.training_flops:.2e} FLOPs<br>"

@@ -34,15 +34,14 @@ def front(points: Plane) -> list[int]:
     return kept
 
 
-def hypervolume(points: Plane, reference: tuple[float, float], log_cost: bool = True) -> float:
+def hypervolume(points: Plane, reference: tuple[float, float]) -> float:
     """Return the area that a front dominates, seen from a reference point.
 
-    With `log_cost` the unit is decades of cost times score: halving every cost adds the same area at any scale.
+    The unit is decades of cost times score: halving every cost adds the same area at any scale.
 
     Args:
-        points: (cost, score) pairs, dominated ones allowed; costs are positive where `log_cost` is set.
+        points: (cost, score) pairs, dominated ones allowed; costs are positive.
         reference: (cost, score) that counts as worst; points beyond it add nothing.
-        log_cost: Measure cost on a log10 axis.
 
     Returns:
         The area, >= 0.
@@ -54,7 +53,6 @@ def hypervolume(points: Plane, reference: tuple[float, float], log_cost: bool = 
     for index in front(points):
         cost, score = points[index]
         if cost < worst_cost and score > below:
-            width = math.log10(worst_cost / cost) if log_cost else worst_cost - cost
-            area += width * (score - below)
+            area += math.log10(worst_cost / cost) * (score - below)
             below = score
     return area

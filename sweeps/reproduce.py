@@ -60,7 +60,13 @@ def prepare_corpus(sweep: SweepConfig, out: Path) -> Manifest:
     """
     from data_pipelines.prepare import prepare
 
-    return prepare(sweep.corpus.source, out, sweep.corpus.tokenizer)
+    return prepare(
+        sweep.corpus.source,
+        out,
+        sweep.corpus.tokenizer,
+        elsewhere="choose another directory with corpus.out=OTHER",
+        replacing="delete it to have it made anew",
+    )
 
 
 def budget_of(sweep: SweepConfig, made: list[Point], manifest: Manifest) -> Budget:

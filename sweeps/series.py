@@ -87,15 +87,19 @@ class Series:
 
 
 def front_points(series: Sequence[Series], inference: bool = False) -> list[tuple[Series, ScorePoint]]:
-    """Return the Pareto front of all evaluations of all models, by rising cost.
+    """Return the Pareto front of all models, by rising cost.
 
-    Untrained models and evaluations whose BrierLM is 0 are left out: they cost least and say nothing.
+    Training costs rise with every evaluation, so all of them compete. Using a model costs the same after every
+    evaluation, so there only its last one does. Untrained models and evaluations whose BrierLM is 0 are left out:
+    they cost least and say nothing.
 
     Args:
         series: The models.
-        inference: Take inference FLOPs per token as the cost, and training FLOPs otherwise.
+        inference: Take inference FLOPs per token as the cost and last evaluations only; otherwise training FLOPs and
+            all evaluations.
     """
-    candidates = [(one, point) for one in series for point in one.trained if point.brier_lm > 0]
+    offered = [(one, point) for one in series for point in (one.trained[-1:] if inference else one.trained)]
+    candidates = [(one, point) for one, point in offered if point.brier_lm > 0]
     plane = [
         (point.inference_flops_per_token if inference else point.train_flops, point.brier_lm) for _, point in candidates
     ]

@@ -45,6 +45,10 @@ class Look:
     symbol: str
 
 
+PUBLISHED = {"transformer": Look(*_BASELINE), "calm": Look(*_MODELS[2])}
+"""Looks of the paper's models: as the baseline and as K = 4 in a sweep over 1, 2, 4, 8."""
+
+
 def looks(series: Sequence[Series]) -> dict[str, Look]:
     """Return the look of every model by label: the baseline dark, the others in the palette's order."""
     found: dict[str, Look] = {}

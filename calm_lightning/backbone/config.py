@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Shape of a decoder-only transformer (METHOD: RMSNorm, RoPE, SwiGLU, no biases).
+    """Shape of a decoder-only transformer: RMSNorm, RoPE, SwiGLU, no biases.
 
     Attributes:
         d: Hidden size.

@@ -1,1 +1,1 @@
-"""Trained weights in and out of the platform: the authors' released names, and our own files."""
+"""Released weights into the platform: the authors' tensor names translated into our modules' names."""

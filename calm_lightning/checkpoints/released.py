@@ -43,7 +43,7 @@ def autoencoder_weights(weights: Weights, encoder_layers: int, decoder_layers: i
     """Return the state dict of `ChunkAutoencoder` from released autoencoder weights.
 
     Args:
-        weights: Released tensors by name (METHOD section 8).
+        weights: Released tensors by the names the authors' code gives them.
         encoder_layers: Residual blocks of the encoder; the first half acts on tokens.
         decoder_layers: Residual blocks of the decoder; the first half acts on chunks.
 

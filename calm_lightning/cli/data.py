@@ -58,7 +58,7 @@ def prepare(
     val and test), otherwise to one chosen by the hash of their text. The corpus appears at --out when it is
     whole; run again, the same command finds it finished.
 
-    Example: calm data prepare sample --out corpora/sample --tokenizer bpe:1024
+    Example: calm data prepare sample --out corpora/sample-bpe --tokenizer bpe:1024
     """
     from rich.console import Console
 
@@ -98,7 +98,7 @@ def inspect(
 ) -> None:
     """Show what a corpus holds: splits, domains, tokenizer, decoded samples.
 
-    Example: calm data inspect corpora/sample --split val --samples 1
+    Example: calm data inspect corpora/sample-bytes --split val --samples 1
     """
     import json
 
@@ -137,7 +137,7 @@ def inspect(
 def verify(corpus: CorpusArgument) -> None:
     """Reread every shard of a corpus against its manifest.
 
-    Example: calm data verify corpora/sample
+    Example: calm data verify corpora/sample-bytes
     """
     from calm_lightning.data.shards import Manifest
     from calm_lightning.errors import DataError

@@ -98,11 +98,6 @@ def _share(value: float, total: float) -> str:
     return f"{value:.2e} {100 * value / total:3.0f} %" if value else ""
 
 
-def _beside(value: float, published: float) -> str:
-    """Return the published figure and the difference to it."""
-    return f"({published:.3g}, {100 * (value / published - 1):+.1f} %)"
-
-
 def _totals(cost: ModelCost, compare: bool) -> list[str]:
     """Return the cells of one model's totals."""
     from calm_lightning.flops.paper import PUBLISHED

@@ -44,8 +44,8 @@ class PileDataModule(lightning.LightningDataModule):
         super().__init__()
         if not config.corpus:
             raise DataError(
-                "data.corpus is empty: make a corpus with `calm data prepare sample --out corpora/sample` "
-                "and set data.corpus=corpora/sample"
+                "data.corpus is empty: make a corpus with `calm data prepare sample --out corpora/sample-bytes "
+                "--tokenizer bytes` and set data.corpus=corpora/sample-bytes"
             )
         self.config = config
         self.seed = seed

@@ -140,7 +140,10 @@ class EnergyHeadSize:
 
 
 def energy_head(config: LanguageModelConfig) -> EnergyHeadSize:
-    """Return the sizes of the energy head (paper, section 3.3)."""
+    """Return the sizes of the energy head.
+
+    Source: arXiv 2510.27688, the energy-based generative head.
+    """
     d, l = config.d, config.latent_width()
     block_position = linear(d, d, bias=False)
     block_draw = layer_norm(d) + linear(d, d) + linear(d, d) + linear(d, 2 * d) + linear(d, d)

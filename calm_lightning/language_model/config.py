@@ -7,9 +7,9 @@ from calm_lightning.backbone.config import BackboneConfig
 
 @dataclass
 class LanguageModelConfig:
-    """Shape of a language model and of its generative head (METHOD sections 2 and 3).
+    """Shape of a language model and of its generative head.
 
-    The baseline uses the backbone's fields and `vocabulary` only. Symbols are the paper's.
+    The baseline uses the backbone's fields and `vocabulary` only. Symbols are the paper's (arXiv 2510.27688).
 
     Attributes:
         K: Tokens per chunk.

@@ -1,1 +1,1 @@
-"""TOKENS -> SCORE: BrierLM, reconstruction, and the one vocabulary of logged names. No model in sight."""
+"""TOKENS -> SCORE: BrierLM, and the one vocabulary of logged names with their units. No model in sight."""

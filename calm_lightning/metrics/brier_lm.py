@@ -54,6 +54,28 @@ def brier_lm_percent(brier_x4: Tensor) -> Tensor:
     return torch.where((brier_x4 > 0).all(-1), 100 * brier_x4.clamp(min=0).prod(-1) ** 0.25, 0.0)
 
 
+def _bootstrap_means(rows_G5: Tensor) -> Tensor:
+    """Return means of Brier-1..4 over resampled groups, (X, 4), from sums and counts per group, (G, 5).
+
+    Slices of replicates bound the memory at 32 MiB or one replicate, whatever the number of groups.
+    """
+    groups = len(rows_G5)
+    generator = torch.Generator().manual_seed(groups)
+    sums: list[Tensor] = []
+    slice_size = max(1, 2**22 // groups)
+    for begin in range(0, RESAMPLES, slice_size):
+        picks = torch.randint(groups, (min(slice_size, RESAMPLES - begin), groups), generator=generator)
+        weights = torch.zeros(picks.shape, dtype=torch.float64)
+        sums.append(weights.scatter_add_(1, picks, torch.ones_like(weights)) @ rows_G5)
+    resampled_X5 = torch.cat(sums)
+    return resampled_X5[:, :4] / resampled_X5[:, 4:]
+
+
+def _spread(values_X: Tensor) -> float:
+    """Return the standard deviation, infinite where the values are."""
+    return float(values_X.std()) if bool(values_X.isfinite().all()) else torch.inf
+
+
 class BrierLMResult(NamedTuple):
     """BrierLM and its parts, percent.
 
@@ -83,8 +105,10 @@ class BrierLMResult(NamedTuple):
 class BrierScores(Metric):
     """Accumulates Brier-1..4 of start positions into BrierLM; errors come from resampling groups of positions.
 
-    Positions of one block share a document and a context, so they are not independent: a group is what is resampled
-    together. Takes scores that were made otherwise, for example by `brier_from_probabilities`.
+    Positions of one block share a context, so they are not independent: a group is what is resampled together. The
+    error is that of these evaluation documents: blocks of one document are resampled as if they were independent, and
+    one trained model says nothing of another seed. With a single group it is unknown, and given as infinite.
+    Takes scores that were made otherwise, for example by `brier_from_probabilities`.
     """
 
     is_differentiable = False
@@ -120,22 +144,18 @@ class BrierScores(Metric):
         rows_G5 = dim_zero_cat(self.group_rows).double().cpu()
         groups, total = len(rows_G5), rows_G5.sum(0)
         mean_4 = total[:4] / total[4]
-        generator = torch.Generator().manual_seed(groups)
-        picks = torch.randint(groups, (RESAMPLES, groups), generator=generator)
-        weights = torch.zeros(RESAMPLES, groups, dtype=torch.float64).scatter_add_(
-            1, picks, torch.ones_like(picks, dtype=torch.float64)
-        )
-        resampled = weights @ rows_G5
-        means_X4 = resampled[:, :4] / resampled[:, 4:]
+        means_X4 = _bootstrap_means(rows_G5)
         replicates_X = brier_lm_percent(means_X4)
         low, high = replicates_X.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        if groups < 2:  # nothing to resample: the error is not zero but unknown
+            low, high, means_X4, replicates_X = 0.0, 100.0, means_X4 + torch.inf, replicates_X + torch.inf
         return BrierLMResult(
             value=float(brier_lm_percent(mean_4)),
-            standard_error=float(replicates_X.std()),
+            standard_error=_spread(replicates_X),
             low=low,
             high=high,
             brier=tuple((100 * mean_4).tolist()),
-            brier_standard_error=tuple((100 * means_X4.std(0)).tolist()),
+            brier_standard_error=tuple(100 * _spread(column) for column in means_X4.T),
             zeroed=not bool((mean_4 > 0).all()),
             positions=int(total[4]),
             groups=groups,

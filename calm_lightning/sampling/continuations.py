@@ -20,7 +20,7 @@ from calm_lightning.language_model.baseline import TokenLM
 from calm_lightning.language_model.calm import ContinuousLM
 
 HORIZON = 4
-"""Tokens scored after each start position (BrierLM, METHOD section 4)."""
+"""Tokens scored after each start position (BrierLM: n = 1..4)."""
 
 
 def start_positions(block_tokens: int, stride: int) -> Tensor:
@@ -57,9 +57,10 @@ def continue_chunks(
         Sampled tokens, (B, G, S, 4).
     """
     K, B, G = model.K, tokens_BT.shape[0], len(starts_G)
+    seen = int(starts_G.max())
     starts_G = starts_G.to(tokens_BT.device)
     prefix_chunks_G = starts_G // K
-    hidden_BLD, prefix = model.backbone.prefill(model.input(tokens_BT[:, : int(starts_G.max())].unflatten(1, (-1, K))))
+    hidden_BLD, prefix = model.backbone.prefill(model.input(tokens_BT[:, :seen].unflatten(1, (-1, K))))
     hidden_BGD = hidden_BLD[:, prefix_chunks_G - 1]
     latents_SPZ = model.head.sample(hidden_BGD.flatten(0, 1), samples)
     chunks_BRK = _branches(decode(latents_SPZ), B, G)
@@ -98,7 +99,7 @@ def baseline_probabilities(
         collision_BG4: Estimate of sum_x P(x)^2 over n-token outcomes, (B, G, 4).
         drawn_BGS3: The sampled prefixes, (B, G, S, 3).
 
-    Source: METHOD section 4; the identity is E_{x ~ P}[P(x)] = sum_x P(x)^2.
+    Source: BrierLM as in arXiv 2510.27688; the identity is E_{x ~ P}[P(x)] = sum_x P(x)^2.
     """
     B, G = tokens_BT.shape[0], len(starts_G)
     starts_G = starts_G.to(tokens_BT.device)

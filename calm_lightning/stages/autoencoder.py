@@ -18,6 +18,8 @@ from calm_lightning.stages.config import EvaluationConfig, OptimConfig
 class AutoencoderStage(Stage):
     """Trains K tokens -> latent -> K tokens. `train/loss` is nats per chunk plus beta * KL."""
 
+    model: ChunkAutoencoder
+
     def __init__(self, model: ChunkAutoencoder, optim: OptimConfig, evaluation: EvaluationConfig) -> None:
         super().__init__(optim, evaluation)
         self.model = model
@@ -40,7 +42,7 @@ class AutoencoderStage(Stage):
         objective, logits_CKV, mean_CZ = self._objective(tokens_CK)
         from_mean = (self.model.decode_tokens(mean_CZ) == tokens_CK).float().mean()
         from_draw = (logits_CKV.argmax(-1) == tokens_CK).float().mean()
-        self.log_mean(names.VAL_LOSS, objective.total, batch)
+        self.validation_loss(names.VAL_LOSS, objective.total, batch)
         self.log_mean(names.VAL_CROSS_ENTROPY, objective.cross_entropy, batch)
         self.log_mean(names.VAL_KL, objective.kl, batch)
         self.log_mean(names.VAL_ACCURACY_MEAN, from_mean, batch)

@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from calm_lightning.data.batch import TokenBatch
+from calm_lightning.errors import DivergenceError
 from calm_lightning.metrics import names
 from calm_lightning.stages.config import EvaluationConfig, OptimConfig
 from calm_lightning.stages.optim import make_optimizer, schedule
@@ -24,6 +25,8 @@ class Stage(pl.LightningModule, ABC):
         optim: Optimiser and schedule.
         evaluation: How finely to score.
     """
+
+    model: nn.Module
 
     def __init__(self, optim: OptimConfig, evaluation: EvaluationConfig) -> None:
         super().__init__()
@@ -63,6 +66,19 @@ class Stage(pl.LightningModule, ABC):
         self.log(names.TRAIN_GRAD_NORM, torch.nn.utils.clip_grad_norm_(self.parameters(), limit))
         if by_value and gradient_clip_val:
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+
+    def validation_loss(self, name: str, loss: Tensor, batch: TokenBatch) -> None:
+        """Log the validation loss of a batch.
+
+        Raises:
+            DivergenceError: It is not finite: nothing that follows would mean anything.
+        """
+        if not torch.isfinite(loss):
+            raise DivergenceError(
+                f"training diverged: {name} is {loss.item()} after {self.trainer.global_step} steps; "
+                f"lower optim.lr={self.optim.lr} or trainer.gradient_clip_val"
+            )
+        self.log_mean(name, loss, batch)
 
     def log_mean(self, name: str, value: Tensor, batch: TokenBatch) -> None:
         """Log a validation value that is averaged over all blocks of the evaluation."""

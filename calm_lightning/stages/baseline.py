@@ -23,6 +23,8 @@ class BaselineStage(ScoredStage):
 
     loss_name = names.VAL_CROSS_ENTROPY
 
+    model: TokenLM
+
     def __init__(self, model: TokenLM, optim: OptimConfig, evaluation: EvaluationConfig) -> None:
         super().__init__(optim, evaluation)
         self.model = model

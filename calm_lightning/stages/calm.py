@@ -25,6 +25,8 @@ class CalmStage(ScoredStage):
 
     loss_name = names.VAL_ENERGY_LOSS
 
+    model: ContinuousLM
+
     def __init__(
         self, model: ContinuousLM, autoencoder: ChunkAutoencoder, optim: OptimConfig, evaluation: EvaluationConfig
     ) -> None:

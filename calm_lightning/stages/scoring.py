@@ -30,8 +30,8 @@ class ScoredStage(Stage):
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Log the loss and score every start position of the blocks (B, T)."""
-        self.log_mean(self.loss_name, self.loss(batch.tokens), batch)
-        starts_G = start_positions(batch.tokens.shape[1], self.evaluation.start_stride).to(batch.tokens.device)
+        self.validation_loss(self.loss_name, self.loss(batch.tokens), batch)
+        starts_G = start_positions(batch.tokens.shape[1], self.evaluation.start_stride)
         brier_BG4 = self.scores(batch.tokens, starts_G)
         self.brier_lm.update(brier_BG4.flatten(0, 1), batch.blocks.repeat_interleave(len(starts_G)))
 

@@ -103,7 +103,7 @@ class MlflowTracker:
         self._run_id: str | None = None
         self._sent: set[tuple[str, int]] = set()
         self._position = (0, 0)  # inode and bytes read of the journal
-        self._attached, self._stop = threading.Event(), threading.Event()
+        self._stop = threading.Event()
         self._deadline, self._closing = 0.0, ("FINISHED", list[Path]())
         self._warned = self._done = False
         self._thread = threading.Thread(target=self._follow, name="mlflow-tracker", daemon=True)
@@ -112,11 +112,6 @@ class MlflowTracker:
         """Start following the journal; returns at once."""
         self._thread.start()
         return self
-
-    def run_id(self, timeout: float = 0.0) -> str | None:
-        """Return the MLflow run id, or None if the store did not answer within `timeout` seconds."""
-        self._attached.wait(timeout)
-        return self._run_id
 
     def finish(self, status: str = "FINISHED", artifacts: Sequence[Path] = (), timeout: float = 30.0) -> str | None:
         """Send the rest, then the artifacts, and close the MLflow run.
@@ -183,7 +178,6 @@ class MlflowTracker:
             store.log_params(run_id, self._params)
             self._sent, self._position = store.logged(run_id), (0, 0)
             self._store, self._run_id = store, run_id
-            self._attached.set()
         return self._store, self._run_id
 
     def _ship(self) -> None:

@@ -137,7 +137,7 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_from_corpus_to_text_with_what_each_command_says_comes_next(tmp_path: Path) -> None:
-    prepared = calm(tmp_path, "data", "prepare", "sample", "--out", "corpora/sample", "--tokenizer", "bytes")
+    prepared = calm(tmp_path, "data", "prepare", "sample", "--out", "corpora/sample-bytes", "--tokenizer", "bytes")
     assert prepared.returncode == 0, prepared.stderr
     trained = calm(tmp_path, "train", "autoencoder", "sample-autoencoder", "model.K=3", *TINY)
     assert trained.returncode == 0, trained.stderr
@@ -165,19 +165,29 @@ def test_from_corpus_to_text_with_what_each_command_says_comes_next(tmp_path: Pa
 
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
-    prepared = calm(tmp_path, "data", "prepare", "sample", "--out", "corpora/sample", "--tokenizer", "bytes")
+    prepared = calm(tmp_path, "data", "prepare", "sample", "--out", "corpora/sample-bytes", "--tokenizer", "bytes")
     assert prepared.returncode == 0, prepared.stderr
     command = [*CALM, "train", "baseline", "sample-baseline", *TINY, "trainer.max_steps=100000", "checkpoint_steps=5"]
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background job is started with Ctrl-C ignored, and so are its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("runs/baseline/*/checkpoints/last.ckpt")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("runs/baseline/*/checkpoints/last.ckpt")):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1] == "interrupted: run the same command again to continue"
     assert "Traceback" not in errors

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from calm_lightning.config import RunConfig, load_config
-from calm_lightning.errors import CheckpointError, ConfigError
+from calm_lightning.errors import CheckpointError, ConfigError, DivergenceError
 from calm_lightning.metrics import names
 from calm_lightning.run import RunResult, execute, read_result
 from calm_lightning.tracking.journal import by_step, read_journal
@@ -160,6 +160,36 @@ def test_killed_twice_equals_never_killed(
     assert not list(result.run_dir.rglob("*.tmp"))
 
 
+def test_an_average_survives_a_kill_between_the_last_step_and_the_result(
+    place: Path, autoencoders: dict[int, Path], tmp_path: Path
+) -> None:
+    overrides = ["optim.ema_decay=0.9", "trainer.max_steps=6", "checkpoint_steps=3", "evaluation.every_steps=4"]
+    config = configure(place, "calm", "model.K=2", f"autoencoder_run={autoencoders[2]}", *overrides)
+    config = replace(config, work_dir=str(tmp_path))
+    folder = execute(config, progress=False).run_dir
+    weights = (folder / "model.safetensors").read_bytes()
+    for lost in ("result.json", "model.safetensors"):
+        (folder / lost).unlink()
+    assert not execute(config, progress=False).reused
+    assert (folder / "model.safetensors").read_bytes() == weights
+
+
+def test_a_damaged_result_is_one_sentence(place: Path, tmp_path: Path) -> None:
+    config = replace(configure(place, "baseline", "trainer.max_steps=2"), work_dir=str(tmp_path))
+    folder = execute(config, progress=False).run_dir
+    for garbage in ("{", "[]", "{}"):
+        (folder / "result.json").write_text(garbage)
+        with pytest.raises(CheckpointError, match=r"result\.json .*delete it and run"):
+            execute(config, progress=False)
+
+
+def test_divergence_is_one_sentence(place: Path, tmp_path: Path) -> None:
+    overrides = ["optim.lr=1e30", "optim.warmup_steps=0", "trainer.gradient_clip_val=null", "trainer.max_steps=20"]
+    config = replace(configure(place, "baseline", *overrides), work_dir=str(tmp_path))
+    with pytest.raises(DivergenceError, match=r"diverged: val/cross_entropy is nan after 20 steps; lower optim\.lr"):
+        execute(config, progress=False)
+
+
 @pytest.fixture(scope="module")
 def three(place: Path, autoencoders: dict[int, Path]) -> RunResult:
     """Return a finished run with K = 3."""
@@ -206,7 +236,7 @@ def test_what_does_not_fit_the_model_is_one_sentence(
     refused(ConfigError, "model.vocabulary=10 is smaller than the", "model.K=2", "model.vocabulary=10", two)
     refused(ConfigError, "autoencoder_run is empty", "model.K=2")
     refused(CheckpointError, "holds no run", "model.K=2", f"autoencoder_run={tmp_path}")
-    refused(ConfigError, "does not take this", "model.K=2", two, "trainer.no_such_argument=1")
+    refused(ConfigError, "unknown key trainer.no_such_argument", "model.K=2", two, "trainer.no_such_argument=1")
 
 
 def test_a_damaged_autoencoder_is_one_sentence(place: Path, autoencoders: dict[int, Path], tmp_path: Path) -> None:

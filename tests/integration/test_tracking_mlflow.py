@@ -23,7 +23,7 @@ from calm_lightning.tracking.config import TrackingConfig
 from calm_lightning.tracking.journal import MetricsJournal
 from calm_lightning.tracking.mlflow import MlflowTracker, run_tags, tracking_uri
 from calm_lightning.tracking.parent import ParentRun
-from calm_lightning.tracking.store import PARENT_TAG, open_store
+from calm_lightning.tracking.store import IDENTITY_TAG, PARENT_TAG, open_store
 
 PARAMS: dict[str, Any] = {
     "stage": "calm",
@@ -61,13 +61,25 @@ def history(work: Path, run_id: str, name: str) -> list[tuple[int, float, int]]:
     return sorted((point.step, point.value, point.timestamp) for point in points)
 
 
+def start_and_wait(tracker: MlflowTracker, work: Path, identity: str) -> str:
+    """Start a tracker whose journal has an entry, and return its run id once the store has that entry."""
+    store = open_store(TrackingConfig(), work)  # before the tracker, so that one of them makes the schema
+    tracker.start()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        found = store.client.search_runs([store.experiment_id], f"tags.`{IDENTITY_TAG}` = '{identity}'")
+        if found and found[0].data.metrics:
+            return str(found[0].info.run_id)
+        time.sleep(0.05)
+    raise AssertionError("the store never had the journal's first entry")
+
+
 def test_metrics_params_tags_and_artifacts_arrive(shared_work: Path) -> None:
     run_dir = shared_work / "calm" / "arrive"
     journal = MetricsJournal(run_dir)
     journal.log_metrics({"train/loss": 3.0}, 1)
-    tracker = make_tracker(run_dir, "1" * 64).start()
-    run_id = tracker.run_id(timeout=60)
-    assert run_id is not None
+    tracker = make_tracker(run_dir, "1" * 64)
+    run_id = start_and_wait(tracker, shared_work, "1" * 64)
     journal.log_metrics({"train/loss": 2.0, "val/brier_lm": float("nan")}, 2)
     sample = run_dir / "sample.txt"
     sample.write_text("a sample")
@@ -110,8 +122,8 @@ def test_journal_rewound_while_it_is_followed(shared_work: Path) -> None:
     journal = MetricsJournal(run_dir)
     for step in range(4):
         journal.log_metrics({"train/loss": float(step)}, step)
-    tracker = make_tracker(run_dir, "3" * 64).start()
-    assert tracker.run_id(60)
+    tracker = make_tracker(run_dir, "3" * 64)
+    start_and_wait(tracker, shared_work, "3" * 64)
     journal.rewind(0)
     journal.log_metrics({"train/loss": 1.0}, 1)
     journal.log_metrics({"train/loss": 9.0}, 9)
@@ -193,13 +205,16 @@ from pathlib import Path
 from calm_lightning.tracking.config import TrackingConfig
 from calm_lightning.tracking.journal import MetricsJournal, read_journal
 from calm_lightning.tracking import mlflow
+from calm_lightning.tracking.store import IDENTITY_TAG, open_store
 mlflow._POLL_SECONDS = 0.05
 run_dir = Path(sys.argv[1])
 journal = MetricsJournal(run_dir)
+store = open_store(TrackingConfig(), run_dir.parent.parent)
 tracker = mlflow.MlflowTracker(TrackingConfig(), run_dir.parent.parent, run_dir, identity="6" * 64, name="k",
                                params={}, tags={}).start()
 journal.rewind(10)
-tracker.run_id(60)
+while not store.client.search_runs([store.experiment_id], f"tags.`{IDENTITY_TAG}` = '{'6' * 64}'"):
+    time.sleep(0.05)
 for step in range(len(read_journal(run_dir)), int(sys.argv[2])):
     journal.log_metrics({"train/loss": float(step)}, step)
     print(step, flush=True)

@@ -165,3 +165,12 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
         brier_from_samples(torch.zeros(3, 1, 4), torch.zeros(3, 4))
     with pytest.raises(ValueError, match="target has shape"):
         brier_from_samples(torch.zeros(3, 2, 4), torch.zeros(2, 4))
+
+
+def test_the_error_of_a_single_group_is_unknown_not_zero() -> None:
+    metric = BrierLM()
+    metric.update(torch.zeros(5, 3, 4, dtype=torch.long), torch.zeros(5, 4, dtype=torch.long), torch.zeros(5))
+    result = metric.compute()
+    assert result.value == 100.0
+    assert (result.standard_error, result.low, result.high) == (float("inf"), 0.0, 100.0)
+    assert result.brier_standard_error == (float("inf"),) * 4

@@ -30,9 +30,10 @@ def test_front_is_what_nothing_dominates(points: list[tuple[float, float]]) -> N
 
 @given(planes)
 def test_hypervolume_counts_the_dominated_cells(points: list[tuple[float, float]]) -> None:
-    # On an integer grid the area is the number of unit cells that lie wholly behind some point.
+    # With whole decades and whole scores the area is the number of unit cells that lie wholly behind some point.
     cells = sum(any(cost <= x and score >= y + 1 for cost, score in points) for x in range(1, 7) for y in range(0, 6))
-    assert hypervolume(points, (7.0, 0.0), log_cost=False) == pytest.approx(cells)
+    decades = [(10**cost, score) for cost, score in points]
+    assert hypervolume(decades, (1e7, 0.0)) == pytest.approx(cells)
 
 
 def test_hypervolume_of_one_point_in_closed_form() -> None:
@@ -54,7 +55,8 @@ def test_agrees_with_optuna() -> None:
     points = [(1.0, 2.0), (2.0, 3.5), (4.0, 3.0), (5.0, 6.0)]
     losses = numpy.array([[cost, -score] for cost, score in points])
     theirs = wfg.compute_hypervolume(losses, numpy.array([8.0, 0.0]))
-    assert hypervolume(points, (8.0, 0.0), log_cost=False) == pytest.approx(theirs)
+    decades = [(10**cost, score) for cost, score in points]
+    assert hypervolume(decades, (1e8, 0.0)) == pytest.approx(theirs)
 
 
 def test_equal_points_all_stay_and_nan_is_refused() -> None:

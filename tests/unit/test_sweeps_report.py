@@ -70,6 +70,12 @@ def test_front_is_made_of_all_evaluations_but_not_of_empty_ones() -> None:
     assert found == [("CALM K=4", 10), ("CALM K=4", 20), ("baseline", 10), ("baseline", 20)]
 
 
+def test_inference_front_is_made_of_last_evaluations() -> None:
+    fell = model("CALM K=2", 2, score(0, 5e8, 0.0, -90.0), score(10, 1e9, 5.0, 9.0), score(20, 2e9, 1.0, 6.0))
+    found = [(one.label, point.step) for one, point in front_points([*MODELS, fell], inference=True)]
+    assert found == [("CALM K=4", 20), ("baseline", 20)]
+
+
 def test_series_survive_json() -> None:
     for one in MODELS:
         assert Series.from_json(json.loads(json.dumps(one.to_json()))) == one

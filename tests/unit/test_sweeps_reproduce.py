@@ -14,10 +14,11 @@ from rich.console import Console
 from test_sweeps_objective import TinyExecute, tiny_sweep
 
 from calm_lightning.data.shards import Manifest
+from calm_lightning.errors import DataError
 from data_pipelines.prepare import prepare
 from sweeps.config import SweepConfig
 from sweeps.lock import only_sweep
-from sweeps.reproduce import SweepResult, corpus_dir, reproduce
+from sweeps.reproduce import SweepResult, corpus_dir, prepare_corpus, reproduce
 
 
 def run(folder: Path, *overrides: str) -> tuple[SweepResult, str]:
@@ -73,6 +74,16 @@ def _broken(sweep: SweepConfig, out: Path) -> Manifest:
     raise RuntimeError("no corpus")
 
 
+def test_a_corpus_of_other_settings_is_refused_in_the_words_of_a_sweep(tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_text('{"text": "To be or not to be"}\n')
+    source = f"corpus.source=[{tmp_path / 'raw.jsonl'}]"
+    prepare_corpus(tiny_sweep(source, "corpus.tokenizer=bytes"), tmp_path / "corpus")
+    with pytest.raises(DataError, match=r"other sources or settings.*corpus\.out=OTHER, or delete it") as refusal:
+        prepare_corpus(tiny_sweep(source, "corpus.tokenizer=bpe:300"), tmp_path / "corpus")
+    assert "--out" not in str(refusal.value)
+    assert "--force" not in str(refusal.value)
+
+
 def test_the_corpus_lies_beside_the_work_directory(tmp_path: Path) -> None:
-    assert corpus_dir(tiny_sweep(), tmp_path / "runs") == tmp_path / "corpora" / "sample"
+    assert corpus_dir(tiny_sweep("corpus.out=corpora/x"), tmp_path / "runs") == tmp_path / "corpora" / "x"
     assert corpus_dir(tiny_sweep("corpus.out=/elsewhere"), tmp_path) == Path("/elsewhere")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from calm_lightning.errors import ConfigError
+from calm_lightning.flops.count import for_stage
 from sweeps.config import SweepConfig, find_sweep, list_sweeps, load_sweep, sweep_to_yaml
 from sweeps.space import axes, axes_of, digest, points
 
@@ -35,7 +36,7 @@ def test_overrides_reach_the_stage_they_name() -> None:
     made = points(sample("calm.trainer.max_steps=7", "all.model.d=96", "autoencoder.autoencoder.d=64"), *PLACES)
     baseline, calm = made[0], made[1]
     assert calm.autoencoder is not None
-    assert calm.model.trainer["max_steps"] == 7
+    assert [point.model.trainer["max_steps"] for point in made[1:]] == [7] * 4, "also where the file has exceptions"
     assert baseline.model.trainer["max_steps"] != 7
     assert baseline.model.model.d == calm.model.model.d == 96
     assert calm.autoencoder.autoencoder.d == 64
@@ -61,9 +62,8 @@ def test_a_grid_of_two_keys_and_exceptions_for_some_points(tmp_path: Path) -> No
 
 
 def test_presets_of_a_section_come_first() -> None:
-    made = points(sample("calm.presets=[calm-m]", "calm.model.d=66"), *PLACES)
-    assert (made[1].model.model.heads, made[1].model.model.d) == (3, 66), "the sweep's own keys win over presets"
-    assert made[1].model.optim.schedule == "linear"
+    made = points(sample("calm.presets=[calm-m]", "calm.model.d=1056", "space.model.K=[4]"), *PLACES)
+    assert (made[1].model.model.heads, made[1].model.model.d) == (16, 1056), "the sweep's own keys win over presets"
     assert made[1].model.trainer["accumulate_grad_batches"] == 32
     assert made[0].model.trainer["accumulate_grad_batches"] == 1
 
@@ -87,7 +87,7 @@ def test_a_sweep_survives_being_written_and_read(tmp_path: Path) -> None:
     [
         (["calmm.model.d=3"], "unknown key calmm"),
         (["calm.model.dd=3"], r"sweep, calm of CALM K=1: .*unknown key model\.dd"),
-        (["space.model.K=[5]"], r"sweep, calm of CALM K=5: .*block_tokens=768 is not a multiple of model\.K=5"),
+        (["space.model.K=[5]"], r"sweep, calm of CALM K=5: .*block_tokens=384 is not a multiple of model\.K=5"),
         (["space.model.K=4"], "must be a list"),
         (["space.model.K=[4,4]"], "a value twice"),
         (["name=a/b"], "names a directory"),
@@ -115,3 +115,13 @@ def test_a_sweep_of_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_axes_are_flat() -> None:
     assert axes(sample()) == {"model.K": [1, 2, 4, 8]}
+
+
+def test_the_sample_gives_every_language_model_the_same_training_flops() -> None:
+    spent = []
+    for point in points(sample(), *PLACES):
+        run, auto = point.model, (point.autoencoder or point.model).autoencoder
+        report = for_stage(run.stage, run.model, auto, 257, run.data.block_tokens)
+        tokens = run.trainer["max_steps"] * run.data.batch_tokens
+        spent.append(tokens * report.training_per_token_total)
+    assert max(spent) / min(spent) < 1.03

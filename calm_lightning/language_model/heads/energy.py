@@ -46,7 +46,7 @@ class EnergyHead(nn.Module):
         noise_size: Dimension of the noise, drawn from U(-0.5, 0.5).
         blocks: Number of residual blocks.
 
-    Source: arXiv 2510.27688, section 4.2.
+    Source: arXiv 2510.27688, the energy-based generative head.
     """
 
     def __init__(self, d: int, l: int, noise_size: int, blocks: int) -> None:
