@@ -1,4 +1,4 @@
-"""Configuration of the chunk autoencoder; defaults are the paper's (section 3.1)."""
+"""Configuration of the chunk autoencoder; defaults are those of arXiv 2510.27688."""
 
 from dataclasses import dataclass
 

@@ -31,7 +31,7 @@ class AutoencoderLoss:
 def kl_per_dimension(mean_CZ: Tensor, log_std_CZ: Tensor) -> Tensor:
     """Return KL(N(mu, sigma^2) || N(0, 1)) of every latent dimension, (C, Z), nats, float32.
 
-    Source: arXiv 2510.27688, section 3.2; Kingma & Welling, arXiv 1312.6114, appendix B.
+    Source: arXiv 2510.27688, the KL term; Kingma & Welling, arXiv 1312.6114, appendix B.
     """
     mean, log_std = mean_CZ.float(), log_std_CZ.float()
     return 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std)
@@ -50,7 +50,7 @@ def autoencoder_loss(
         beta: Weight of the KL term.
         kl_clip: Floor per dimension and chunk, nats.
 
-    Source: arXiv 2510.27688, equations 3 to 5.
+    Source: arXiv 2510.27688, the objective of the autoencoder with KL clipping.
     """
     cross_entropy = functional.cross_entropy(logits_CKV.flatten(0, 1).float(), tokens_CK.flatten())
     kl_CZ = kl_per_dimension(mean_CZ, log_std_CZ)

@@ -1,7 +1,7 @@
 """The chunk autoencoder: K tokens to one latent vector and back. Chunks do not see each other.
 
 Shape suffixes: C chunks (any number), K tokens per chunk, E width, Z latent dimension (the paper's l), V vocabulary.
-Source: arXiv 2510.27688, section 3.1 (no attention: the authors found that it costs BrierLM).
+Source: arXiv 2510.27688, the robust autoencoder (no attention: the authors found that it costs BrierLM).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The continuous language model: a transformer over chunks whose head draws the next latent.
 
 Shape suffixes: B batch, L chunks, K tokens per chunk, D width, P flattened positions, Z latent dimension.
-Source: arXiv 2510.27688, section 4; discrete input (table 5): the model reads tokens, never latents.
+Source: arXiv 2510.27688, next-vector prediction; discrete input (table 5): the model reads tokens, never latents.
 """
 
 from __future__ import annotations

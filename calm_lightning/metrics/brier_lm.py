@@ -4,7 +4,7 @@ Brier-n of a distribution P over the next n tokens, at the true outcome y, is 2 
 100 times the geometric mean of the means of Brier-1..4, and 0 where one of these means is not positive.
 
 Shape suffixes: P start positions, S samples, 4 outcomes lengths n = 1..4 (or the 4 tokens after a position).
-Source: arXiv 2510.27688, section 5; Brier 1950.
+Source: arXiv 2510.27688, where BrierLM is defined; Brier 1950.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def batch_temperature(pool_BSK: Tensor, inverse_temperature: int) -> Tensor:
     Raises:
         ValueError: n is below 1.
 
-    Source: arXiv 2510.27688, section 6 (batch approximation).
+    Source: arXiv 2510.27688, the batch approximation of temperature sampling.
     """
     weights_BS = batch_temperature_weights(pool_BSK, inverse_temperature)
     choice_B1 = torch.multinomial(weights_BS, 1)

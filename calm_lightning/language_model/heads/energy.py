@@ -99,7 +99,7 @@ def energy_score(draws_NPZ: Tensor, targets_MPZ: Tensor, alpha: float) -> Tensor
         targets_MPZ: Posterior draws y of the true next chunk, (M, P, Z).
         alpha: Exponent of the distance.
 
-    Source: arXiv 2510.27688, equations 9 and 10; Szekely & Rizzo 2013.
+    Source: arXiv 2510.27688, the energy loss; Szekely & Rizzo 2013.
     """
     N, M = draws_NPZ.shape[0], targets_MPZ.shape[0]
     with torch.autocast(draws_NPZ.device.type, enabled=False):
