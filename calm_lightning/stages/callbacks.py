@@ -192,18 +192,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         scratch = target.with_name(target.name + ".tmp")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with scratch.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
+            # By path: torch then writes natively, and no Ctrl-C can strike inside its C++ code.
+            torch.save(checkpoint, scratch)
+            with scratch.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(scratch, target)
         except BaseException as error:
             scratch.unlink(missing_ok=True)
-            if isinstance(error.__context__, KeyboardInterrupt):
-                raise KeyboardInterrupt from None  # torch.save calls a Ctrl-C inside it a failed write
             if not isinstance(error, (OSError, RuntimeError)):
                 raise
-            reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+            reason = getattr(error, "strerror", None) or "the disk is full or refused the write"
             raise CheckpointError(
                 f"{target} cannot be written: {reason}; make room and run the same command again to continue"
             ) from error
