@@ -76,8 +76,8 @@ class Series:
     def learned(self) -> float | None:
         """Return how far Brier-1 rose above the untrained model's, in standard errors of the difference.
 
-        The two evaluations share their positions, so treating them as independent overstates the error: a value
-        above 3 is safe. None where there is no untrained evaluation.
+        The two evaluations are treated as independent although they share their positions, which overstates the error
+        where blocks that are easy for one model are easy for the other. None where there is no untrained evaluation.
         """
         before, after = self.untrained, self.final
         if before is None or before is after:
