@@ -17,6 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from calm_lightning.autoencoder.model import ChunkAutoencoder
 from calm_lightning.config import RunConfig, load_config
@@ -33,7 +34,7 @@ from calm_lightning.stages.calm import CalmStage
 from calm_lightning.tracking.journal import MetricsJournal
 
 RESULT, CONFIG, WEIGHTS = "result.json", "config.yaml", "model.safetensors"
-SAMPLE, CHECKPOINT = "sample.txt", "checkpoints/last.ckpt"
+SAMPLE, CHECKPOINT, TOKENIZER = "sample.txt", "checkpoints/last.ckpt", "tokenizer"
 """Files of a run directory."""
 RESULT_KEYS = frozenset({"identity", "name", "stage", "metrics", "protocol", "train_flops", "mlflow_run_id"})
 
@@ -77,10 +78,17 @@ def default_name(config: RunConfig) -> str:
     model = config.model
     parts = {
         "autoencoder": f"autoencoder-K{model.K}-l{model.latent_width()}-d{config.autoencoder.d}",
-        "calm": f"calm-K{model.K}-l{model.latent_width()}-N{model.N}-d{model.d}",
+        "calm": f"calm{_variant(config)}-K{model.K}-l{model.latent_width()}-N{model.N}-d{model.d}",
         "baseline": f"baseline-d{model.d}",
     }
     return f"{parts[config.stage]}-s{config.seed}"
+
+
+def _variant(config: RunConfig) -> str:
+    """Return what a name says of a model that is not the usual one: its head, what it reads."""
+    model = config.model
+    head = "" if model.head == "energy" else f"-{model.head}"
+    return head + ("" if model.input == "discrete" else f"-reads-{model.input}")
 
 
 def find_autoencoder(run_dir: str) -> FinishedAutoencoder:
@@ -198,12 +206,21 @@ def load_autoencoder(found: FinishedAutoencoder) -> ChunkAutoencoder:
     model = found.config.model
     assert model.vocabulary is not None
     network = ChunkAutoencoder(found.config.autoencoder, model.K, model.latent_width(), model.vocabulary)
-    path = found.run_dir / WEIGHTS
+    load_weights(network, found.run_dir)
+    return network
+
+
+def load_weights(network: nn.Module, run_dir: Path) -> None:
+    """Fill a network with the trained weights of a run directory.
+
+    Raises:
+        CheckpointError: They are missing, damaged, or of another shape.
+    """
+    path = run_dir / WEIGHTS
     try:
         network.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be used: {str(error).splitlines()[0]}") from error
-    return network
 
 
 def build_ledger(config: RunConfig, found: FinishedAutoencoder | None) -> CostLedger:

@@ -31,3 +31,7 @@ class TrackingError(CalmError):
 
 class SweepError(CalmError):
     """A sweep cannot start or continue."""
+
+
+class SamplingError(CalmError):
+    """Text cannot be generated as asked: a prompt, a temperature or a budget does not fit."""

@@ -2,7 +2,7 @@
 
 A run is named by its identity (what changes its numbers). Executing the same configuration again finds the same run
 directory and continues it, or returns at once if it has finished. A run directory holds config.yaml, metrics.jsonl
-(every logged number), checkpoints/, and once finished model.safetensors, sample.txt and result.json.
+(every logged number), checkpoints/, and once finished tokenizer/, model.safetensors, sample.txt and result.json.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from calm_lightning.assembly import (
     CONFIG,
     RESULT,
     SAMPLE,
+    TOKENIZER,
     WEIGHTS,
     FinishedAutoencoder,
     build_ledger,
@@ -35,8 +36,9 @@ from calm_lightning.assembly import (
     load_result,
     resolve,
 )
-from calm_lightning.config import RunConfig, identity, to_yaml, validate
+from calm_lightning.config import RunConfig, identity, to_yaml
 from calm_lightning.data.datamodule import PileDataModule
+from calm_lightning.data.tokenizers import save_tokenizer
 from calm_lightning.errors import CalmError, CheckpointError
 from calm_lightning.metrics import names
 from calm_lightning.metrics.names import ScorePoint
@@ -44,6 +46,7 @@ from calm_lightning.stages.allocator import keep_freed_memory
 from calm_lightning.stages.base import Stage
 from calm_lightning.stages.scoring import ScoredStage
 from calm_lightning.tracking.journal import MetricsJournal, by_step, read_journal
+from calm_lightning.validation import validate
 
 if TYPE_CHECKING:
     from calm_lightning.tracking.mlflow import MlflowTracker
@@ -178,7 +181,8 @@ def _train(
 
 
 def _finish(config: RunConfig, data: PileDataModule, stage: Stage, run_dir: Path, run_identity: str, name: str) -> None:
-    """Write the trained weights, the text sample, and last of all the result that marks the run as finished."""
+    """Write tokenizer, trained weights, text sample, and last of all the result that marks the run as finished."""
+    save_tokenizer(data.tokenizer, run_dir / TOKENIZER)
     _save_weights({key: tensor.contiguous() for key, tensor in stage.model.state_dict().items()}, run_dir / WEIGHTS)
     if isinstance(stage, ScoredStage) and config.evaluation.text_tokens:
         _write(run_dir / SAMPLE, _sample_text(config, data, stage))

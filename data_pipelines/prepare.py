@@ -24,12 +24,11 @@ from calm_lightning.data.shards import (
     Manifest,
     Settings,
     SourceRecord,
-    TokenizerRecord,
     check_shard_files,
     file_sha256,
     token_dtype,
 )
-from calm_lightning.data.tokenizers import BytesTokenizer, Tokenizer, make_tokenizer
+from calm_lightning.data.tokenizers import BytesTokenizer, Tokenizer, make_tokenizer, record_of
 from calm_lightning.errors import DataError
 from data_pipelines.sources import Document, Source, find_sources, read_documents
 from data_pipelines.split import check_fractions, hash_split
@@ -272,13 +271,7 @@ def _write_corpus(
     if next(reading.documents(), None) is None:
         raise DataError(f"the sources hold no document ({', '.join(source.name for source in reading.sources)})")
     tokenizer = tokenizer or make_tokenizer(reading.settings.tokenizer, reading.train_texts())
-    record = TokenizerRecord(
-        kind=tokenizer.kind,
-        file=tokenizer.save(directory),
-        vocabulary=tokenizer.vocabulary,
-        separator_id=tokenizer.separator_id,
-        fingerprint=tokenizer.fingerprint,
-    )
+    record = record_of(tokenizer, tokenizer.save(directory))
     dtype = token_dtype(record.vocabulary)
     writers: dict[str, SplitWriter] = {}
     try:

@@ -16,8 +16,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from calm_lightning.config import RunConfig, identity, load_config, merge, validate
+from calm_lightning.config import RunConfig, identity, load_config, merge
 from calm_lightning.errors import ConfigError
+from calm_lightning.validation import validate
 from sweeps.config import SweepConfig
 
 BASELINE = "baseline"

@@ -18,6 +18,7 @@ class AutoencoderConfig:
         drop_latent: Dropout on z before the decoder (training only).
         mask_id: Token id that stands for a dropped input token.
         norm_eps: Epsilon of every RMSNorm.
+        tied: Whether the logits share the embedding matrix; only imported models have a matrix of their own.
     """
 
     d: int = 512
@@ -30,3 +31,4 @@ class AutoencoderConfig:
     drop_latent: float = 0.15
     mask_id: int = 0
     norm_eps: float = 1e-6
+    tied: bool = True

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calm_lightning.autoencoder.config import AutoencoderConfig
+from calm_lightning.autoencoder.nearest import NearestTokens
 from calm_lightning.backbone.layers import ResidualSwiGLU, RMSNorm
 from calm_lightning.backbone.transformer import init_weights
 
@@ -53,13 +54,25 @@ class Decoder(nn.Module):
 
     def forward(self, latent_CZ: Tensor) -> Tensor:
         """Map latents (C, Z) to normalised hidden states (C, K, E)."""
+        return self.token_states(self.expand(self.chunk_states(latent_CZ)).unflatten(-1, (self.K, -1)))
+
+    def chunk_states(self, latent_CZ: Tensor) -> Tensor:
+        """Map latents (C, Z) to the states (C, E) that all tokens of a chunk are made of."""
         hidden_CE = self.from_latent(latent_CZ)
         for block in self.chunk_blocks:
             hidden_CE = block(hidden_CE)
-        hidden_CKE = self.expand(hidden_CE).unflatten(-1, (self.K, -1))
+        return hidden_CE
+
+    def expand_at(self, hidden_CE: Tensor, position: int) -> Tensor:
+        """Return what `expand` makes of chunk states (C, E) for one of the K positions, (C, E)."""
+        rows = slice(position * hidden_CE.shape[-1], (position + 1) * hidden_CE.shape[-1])
+        return functional.linear(hidden_CE, self.expand.weight[rows], self.expand.bias[rows])
+
+    def token_states(self, hidden_xE: Tensor) -> Tensor:
+        """Map expanded states (..., E) to normalised hidden states (..., E), each position for itself."""
         for block in self.token_blocks:
-            hidden_CKE = block(hidden_CKE)
-        return self.norm(hidden_CKE)
+            hidden_xE = block(hidden_xE)
+        return self.norm(hidden_xE)
 
 
 def _block(config: AutoencoderConfig) -> ResidualSwiGLU:
@@ -67,7 +80,7 @@ def _block(config: AutoencoderConfig) -> ResidualSwiGLU:
 
 
 class ChunkAutoencoder(nn.Module):
-    """A variational autoencoder of K tokens whose logits are tied to its token embedding.
+    """A variational autoencoder of K tokens whose logits are tied to its token embedding (by default).
 
     Args:
         config: Shape and regularisers.
@@ -82,7 +95,15 @@ class ChunkAutoencoder(nn.Module):
         self.embedding = nn.Embedding(vocabulary, config.d)
         self.encoder = Encoder(config, K, l)
         self.decoder = Decoder(config, K, l)
+        if not config.tied:
+            self.logits = nn.Linear(config.d, vocabulary, bias=False)
+        self._nearest = NearestTokens()
         init_weights(self)
+
+    @property
+    def logits_weight(self) -> Tensor:
+        """The matrix (V, E) whose product with the decoder's hidden states are the logits."""
+        return self.embedding.weight if self.config.tied else self.logits.weight
 
     def encode(self, tokens_CK: Tensor) -> tuple[Tensor, Tensor]:
         """Return mu and log sigma of the posterior, each (C, Z); drops tokens in training mode (DropToken)."""
@@ -95,12 +116,17 @@ class ChunkAutoencoder(nn.Module):
     def decode(self, latent_CZ: Tensor) -> Tensor:
         """Return logits (C, K, V) of latents (C, Z); drops latent coordinates in training mode (DropLatent)."""
         dropped_CZ = functional.dropout(latent_CZ, self.config.drop_latent, self.training)
-        return functional.linear(self.decoder(dropped_CZ), self.embedding.weight)
+        return functional.linear(self.decoder(dropped_CZ), self.logits_weight)
 
     def decode_tokens(self, latent_CZ: Tensor) -> Tensor:
         """Return the most probable tokens (..., K) of latents (..., Z)."""
-        flat_CK = self.decode(latent_CZ.flatten(0, -2)).argmax(dim=-1)
-        return flat_CK.unflatten(0, latent_CZ.shape[:-1])
+        return self._nearest(self.decoder(latent_CZ.flatten(0, -2)), self.logits_weight).unflatten(
+            0, latent_CZ.shape[:-1]
+        )
+
+    def decode_position(self, states_CE: Tensor, position: int) -> Tensor:
+        """Return the most probable token (C,) at one position of chunks, from `decoder.chunk_states` (C, E)."""
+        return self._nearest(self.decoder.token_states(self.decoder.expand_at(states_CE, position)), self.logits_weight)
 
 
 def draw_posterior(mean_xZ: Tensor, log_std_xZ: Tensor, num: int) -> Tensor:

@@ -34,26 +34,34 @@ class PrefixCache:
 
 @dataclass
 class BranchCache:
-    """Keys and values of what the branches have seen so far, per layer: each (B, H, R, J, A)."""
+    """Keys and values of what the branches have seen so far, per layer: each (B, H, R, J, A).
 
-    keys: list[Tensor] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
+    The buffers double when they are full: a long generation copies each position a constant number of times.
+    """
+
+    _keys: list[Tensor] = field(default_factory=list)
+    _values: list[Tensor] = field(default_factory=list)
+    _filled: list[int] = field(default_factory=list)
 
     @property
     def steps(self) -> int:
         """Number of positions each branch has taken, J."""
-        return self.keys[0].shape[3] if self.keys else 0
+        return self._filled[-1] if self._filled else 0
 
     def extend(self, layer: int, key_BHRA: Tensor, value_BHRA: Tensor) -> tuple[Tensor, Tensor]:
         """Append one position to a layer and return all of its keys and values, (B, H, R, J, A)."""
-        key, value = key_BHRA.unsqueeze(3), value_BHRA.unsqueeze(3)
-        if layer == len(self.keys):
-            self.keys.append(key)
-            self.values.append(value)
-        else:
-            self.keys[layer] = torch.cat((self.keys[layer], key), dim=3)
-            self.values[layer] = torch.cat((self.values[layer], value), dim=3)
-        return self.keys[layer], self.values[layer]
+        if layer == len(self._keys):
+            self._keys.append(key_BHRA.unsqueeze(3).contiguous())
+            self._values.append(value_BHRA.unsqueeze(3).contiguous())
+            self._filled.append(1)
+            return self._keys[layer], self._values[layer]
+        filled = self._filled[layer]
+        for buffers, new in ((self._keys, key_BHRA), (self._values, value_BHRA)):
+            if filled == buffers[layer].shape[3]:
+                buffers[layer] = torch.cat((buffers[layer], torch.empty_like(buffers[layer])), dim=3)
+            buffers[layer][:, :, :, filled] = new
+        self._filled[layer] = filled + 1
+        return self._keys[layer][:, :, :, : filled + 1], self._values[layer][:, :, :, : filled + 1]
 
 
 class Attention(nn.Module):
@@ -93,7 +101,7 @@ def causal_attention(query_BHLA: Tensor, key_BHLA: Tensor, value_BHLA: Tensor) -
 
 
 def branch_attention(
-    query_BHRA: Tensor, prefix: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], hidden_from_RL: Tensor
+    query_BHRA: Tensor, prefix: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], hidden_from_xRL: Tensor
 ) -> Tensor:
     """Attend to a shared prefix and to each branch's own positions, under one softmax.
 
@@ -101,13 +109,13 @@ def branch_attention(
         query_BHRA: One query per branch, (B, H, R, A).
         prefix: Keys and values of the true sequence, each (B, H, L, A).
         own: Keys and values of each branch, each (B, H, R, J, A).
-        hidden_from_RL: True where branch r must not see prefix position l, (R, L).
+        hidden_from_xRL: True where branch r must not see prefix position l, (R, L) or (B, 1, R, L).
 
     Returns:
         Mixed values, (B, H, R, A).
     """
     scale = query_BHRA.shape[-1] ** -0.5
-    prefix_logits = (query_BHRA @ prefix[0].transpose(-1, -2)).float().masked_fill(hidden_from_RL, -torch.inf)
+    prefix_logits = (query_BHRA @ prefix[0].transpose(-1, -2)).float().masked_fill(hidden_from_xRL, -torch.inf)
     own_logits = torch.einsum("bhra,bhrja->bhrj", query_BHRA, own[0]).float()
     weights = torch.softmax(torch.cat((prefix_logits, own_logits), dim=-1) * scale, dim=-1).to(own[1].dtype)
     prefix_weights, own_weights = weights.split((prefix_logits.shape[-1], own_logits.shape[-1]), dim=-1)
@@ -162,29 +170,32 @@ class Transformer(nn.Module):
         for block in self.blocks:
             input_BLD, key, value = block(input_BLD, cos, sin)
             cache.keys.append(key)
-            cache.values.append(value)
+            cache.values.append(value.contiguous())  # a view of q, k and v would be copied in every branch step
         return self.norm(input_BLD), cache
 
-    def branch_step(self, input_BRD: Tensor, prefix: PrefixCache, own: BranchCache, prefix_length_R: Tensor) -> Tensor:
+    def branch_step(self, input_BRD: Tensor, prefix: PrefixCache, own: BranchCache, prefix_length: Tensor) -> Tensor:
         """Advance every branch by one position.
 
         Args:
             input_BRD: The next input of each branch, (B, R, D).
-            prefix: Cache of the true sequences.
+            prefix: Cache of the true sequences; shorter ones are padded at their end.
             own: Cache of the branches; one position is appended to it.
-            prefix_length_R: How many prefix positions each branch continues from, (R,), at least 1.
+            prefix_length: How many prefix positions each branch continues from, at least 1: (R,), the same in every
+                row, or (B, R). No branch sees what lies behind them, be it the true continuation or padding.
 
         Returns:
             Hidden states, (B, R, D), equal to running `forward` on each branch's whole sequence.
         """
-        cos, sin = self._angles(prefix_length_R + own.steps)
+        cos, sin = self._angles(prefix_length + own.steps)
         prefix_positions_L = torch.arange(prefix.keys[0].shape[2], device=input_BRD.device)
-        hidden_from_RL = prefix_positions_L >= prefix_length_R.unsqueeze(1)
+        hidden_from = prefix_positions_L >= prefix_length.unsqueeze(-1)
+        if prefix_length.ndim == 2:
+            cos, sin, hidden_from = cos.unsqueeze(1), sin.unsqueeze(1), hidden_from.unsqueeze(1)
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             query, key, value = block.attention.project(block.attention_norm(input_BRD), cos, sin)
             branch = own.extend(layer, key, value)
-            mixed = branch_attention(query, (prefix.keys[layer], prefix.values[layer]), branch, hidden_from_RL)
+            mixed = branch_attention(query, (prefix.keys[layer], prefix.values[layer]), branch, hidden_from)
             input_BRD = block.finish(input_BRD, mixed)
         return self.norm(input_BRD)
 

@@ -14,8 +14,11 @@ from typer.core import TyperGroup
 
 from calm_lightning import __version__
 from calm_lightning.cli import data
+from calm_lightning.cli.checkpoints import export_hf, import_hf
 from calm_lightning.cli.config import config
+from calm_lightning.cli.evaluate import evaluate
 from calm_lightning.cli.flops import flops
+from calm_lightning.cli.generate import generate
 from calm_lightning.cli.sweeps import reproduce
 from calm_lightning.cli.train import train
 from calm_lightning.cli.ui import ui
@@ -68,8 +71,12 @@ app = typer.Typer(
 app.command()(reproduce)
 app.add_typer(data.app, name="data")
 app.command()(train)
+app.command("eval")(evaluate)
+app.command()(generate)
 app.command()(flops)
 app.command()(config)
+app.command()(import_hf)
+app.command()(export_hf)
 app.command()(ui)
 
 

@@ -113,8 +113,8 @@ class PileDataModule(lightning.LightningDataModule):
             )
         self.position = int(state_dict["position"])
 
-    def _reader(self, split: str, keep: int) -> ShardReader:
-        return ShardReader(self._corpus, self._manifest, split, self.config.block_tokens, keep)
+    def _reader(self, split: str, keep: int, documents: bool = False) -> ShardReader:
+        return ShardReader(self._corpus, self._manifest, split, self.config.block_tokens, keep, documents)
 
     def _place(self) -> tuple[int, int]:
         """Return this process' rank and the number of processes."""
@@ -123,7 +123,7 @@ class PileDataModule(lightning.LightningDataModule):
     def _evaluation_loader(self, split: str) -> TokenLoader:
         rank, world = self._place()
         blocks = EvaluationBlocks(
-            self._reader(split, keep=1),
+            self._reader(split, keep=1, documents=True),
             batch_blocks=self.config.eval_batch_tokens // self.config.block_tokens,
             max_blocks=self.config.eval_max_blocks,
             rank=rank,

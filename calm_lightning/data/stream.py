@@ -9,30 +9,51 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from calm_lightning.data.batch import TokenBatch
 from calm_lightning.data.packing import BlockAddress, BlockIndex, BlockPlan, evenly_spaced
-from calm_lightning.data.shards import TOKENS_FIELD, Manifest, ShardRecord, TokenArray, decode_tokens
+from calm_lightning.data.shards import DOCUMENT_FIELD, TOKENS_FIELD, Manifest, ShardRecord, TokenArray, decode_tokens
 from calm_lightning.errors import DataError
+
+
+class DecodedShard(NamedTuple):
+    """A shard in memory.
+
+    Attributes:
+        tokens: All its tokens, document after document.
+        begins: Index of the first token of every document, (documents,).
+        domains: Number of every document's domain, (documents,); empty where documents are not asked for.
+    """
+
+    tokens: TokenArray
+    begins: NDArray[np.int64]
+    domains: NDArray[np.int64]
 
 
 class ShardReader:
     """Blocks of one split, read from its shards.
 
     A shard's checksum is compared at its first opening, its token count and ids at every one.
+
+    Attributes:
+        domains: Names of the split's domains; a domain's number is its place here.
     """
 
-    def __init__(self, corpus: Path, manifest: Manifest, split: str, block_tokens: int, keep: int) -> None:
+    def __init__(
+        self, corpus: Path, manifest: Manifest, split: str, block_tokens: int, keep: int, documents: bool = False
+    ) -> None:
         """Prepare to read; nothing is opened yet.
 
         Args:
@@ -41,11 +62,13 @@ class ShardReader:
             split: Name of the split.
             block_tokens: Tokens per block, T.
             keep: Shards kept decoded in memory.
+            documents: Whether batches are to tell the document and domain of every token.
 
         Raises:
             DataError: The split does not exist or no shard of it holds a whole block.
         """
-        self._corpus, self._manifest, self._keep = corpus, manifest, keep
+        self._corpus, self._manifest, self._keep, self._documents = corpus, manifest, keep, documents
+        self.domains = tuple(sorted(manifest.split(split).domains))
         self._shards = manifest.split(split).shards
         self.block_tokens = block_tokens
         self.blocks_per_shard = manifest.split(split).blocks(block_tokens)
@@ -56,15 +79,28 @@ class ShardReader:
                 f"(the largest has {longest} tokens): use shorter blocks, or prepare with a larger --shard-tokens"
             )
         self._checked: set[int] = set()
-        self._decoded: OrderedDict[int, TokenArray] = OrderedDict()
+        self._decoded: OrderedDict[int, DecodedShard] = OrderedDict()
+        self._first_document = np.cumsum([0, *(shard.documents for shard in self._shards)])
 
     def batch(self, addresses: Sequence[BlockAddress], index: int) -> TokenBatch:
         """Return the blocks at `addresses` as one micro-batch numbered `index`."""
-        T = self.block_tokens
-        rows = [self._tokens(a.shard)[a.block * T : (a.block + 1) * T].astype(np.int64) for a in addresses]
-        return TokenBatch(torch.from_numpy(np.stack(rows)), index, torch.tensor([a.number for a in addresses]))
+        blocks = torch.tensor([address.number for address in addresses])
+        # one pass: neighbouring blocks share a shard, and few shards stay decoded
+        rows = zip(*(self._block(address) for address in addresses), strict=True)
+        tokens, *labels = (torch.from_numpy(np.stack(row)) for row in rows)
+        return TokenBatch(tokens, index, blocks, *labels)
 
-    def _tokens(self, shard: int) -> TokenArray:
+    def _block(self, address: BlockAddress) -> tuple[NDArray[np.int64], ...]:
+        """Return a block's tokens and, where asked for, the document and domain of each, (T,) all."""
+        shard, T = self._shard(address.shard), self.block_tokens
+        begin, end = address.block * T, (address.block + 1) * T
+        tokens = shard.tokens[begin:end].astype(np.int64)
+        if not self._documents:
+            return (tokens,)
+        document = np.searchsorted(shard.begins, np.arange(begin, end), side="right") - 1
+        return tokens, document + self._first_document[address.shard], shard.domains[document]
+
+    def _shard(self, shard: int) -> DecodedShard:
         if shard in self._decoded:
             self._decoded.move_to_end(shard)
             return self._decoded[shard]
@@ -73,7 +109,7 @@ class ShardReader:
         self._decoded[shard] = self._load(shard)
         return self._decoded[shard]
 
-    def _load(self, shard: int) -> TokenArray:
+    def _load(self, shard: int) -> DecodedShard:
         record = self._shards[shard]
         path = self._corpus / record.file
         try:
@@ -89,31 +125,38 @@ class ShardReader:
                     f"shard {path} is damaged (its SHA-256 is not the manifest's{size}): prepare the corpus again"
                 )
             self._checked.add(shard)
-        tokens = self._decode(data, path, record)
-        if len(tokens) != record.tokens:
-            raise DataError(
-                f"shard {path} holds {len(tokens)} tokens, its manifest says {record.tokens}: prepare the corpus again"
-            )
+        decoded = self._decode(data, path, record)
+        tokens = decoded.tokens
+        for what, count, expected in (
+            ("tokens", len(tokens), record.tokens),
+            ("documents", len(decoded.begins), record.documents),
+        ):
+            if count != expected:
+                raise DataError(
+                    f"shard {path} holds {count} {what}, its manifest says {expected}: prepare the corpus again"
+                )
         vocabulary = self._manifest.tokenizer.vocabulary
         if len(tokens) and int(tokens.max()) >= vocabulary:
             raise DataError(
                 f"shard {path} holds token id {int(tokens.max())}, the tokenizer has {vocabulary}: "
                 f"prepare the corpus again"
             )
-        return tokens
+        return decoded
 
-    def _decode(self, data: bytes, path: Path, record: ShardRecord) -> TokenArray:
+    def _decode(self, data: bytes, path: Path, record: ShardRecord) -> DecodedShard:
         source = [{"url": record.file, "stream": io.BytesIO(data)}]
+        documents, domains = [np.empty(0, dtype=self._manifest.dtype)], []
         try:
-            documents = [
-                decode_tokens(sample[TOKENS_FIELD], self._manifest.dtype)
-                for sample in group_by_keys(tar_file_expander(source))
-            ]
-        except (ValueError, KeyError, EOFError, OSError, tarfile.TarError) as error:
+            for sample in group_by_keys(tar_file_expander(source)):
+                documents.append(decode_tokens(sample[TOKENS_FIELD], self._manifest.dtype))
+                if self._documents:
+                    domains.append(self.domains.index(json.loads(sample[DOCUMENT_FIELD])["domain"]))
+        except (ValueError, KeyError, TypeError, EOFError, OSError, tarfile.TarError) as error:
             reason = error.args[0] if error.args else type(error).__name__  # webdataset appends streams to args
             raise DataError(f"shard {path} is not a readable token shard ({reason})") from None
-        tokens: TokenArray = np.concatenate([np.empty(0, dtype=self._manifest.dtype), *documents])
-        return tokens
+        tokens: TokenArray = np.concatenate(documents)
+        ends = np.cumsum([len(document) for document in documents], dtype=np.int64)
+        return DecodedShard(tokens, ends[:-1], np.array(domains, dtype=np.int64))
 
 
 class BlockStream(IterableDataset[TokenBatch]):
@@ -197,7 +240,12 @@ def _as_is(batch: Any) -> Any:
 
 
 class EvaluationBlocks(IterableDataset[TokenBatch]):
-    """The blocks of a split in order, all of them or evenly spaced ones; the last batch may be short."""
+    """The blocks of a split in order, all of them or evenly spaced ones; the last batch may be short.
+
+    Attributes:
+        block_numbers: Blocks of this process' share.
+        domains: Names of the domains that batches number.
+    """
 
     def __init__(
         self, reader: ShardReader, *, batch_blocks: int, max_blocks: int | None, rank: int = 0, world: int = 1
@@ -212,6 +260,7 @@ class EvaluationBlocks(IterableDataset[TokenBatch]):
             world: Number of processes.
         """
         self._reader, self._batch_blocks = reader, batch_blocks
+        self.domains = reader.domains
         self._index = BlockIndex(reader.blocks_per_shard)
         self.block_numbers = evenly_spaced(self._index.total, max_blocks)[rank::world]
 

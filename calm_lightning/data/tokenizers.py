@@ -11,8 +11,10 @@ import base64
 import binascii
 import hashlib
 import importlib.util
+import json
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -335,3 +337,32 @@ def _write(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_bytes(data)
     os.replace(temporary, path)
+
+
+_RECORD = "record.json"
+
+
+def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+    """Write a tokenizer and what it is into a directory of its own; `open_tokenizer` reads it back."""
+    directory.mkdir(parents=True, exist_ok=True)
+    record = record_of(tokenizer, tokenizer.save(directory))
+    _write(directory / _RECORD, json.dumps(asdict(record), indent=2).encode())
+
+
+def open_tokenizer(directory: Path) -> Tokenizer:
+    """Return the tokenizer that `save_tokenizer` wrote.
+
+    Raises:
+        DataError: The directory holds none, or its file is not the one that was written.
+    """
+    path = directory / _RECORD
+    try:
+        record = TokenizerRecord(**json.loads(_read(path)))
+    except (ValueError, TypeError):
+        raise DataError(f"{path} is not a tokenizer's record: put the original file back") from None
+    return load_tokenizer(directory, record)
+
+
+def record_of(tokenizer: Tokenizer, file: str | None) -> TokenizerRecord:
+    """Return what a manifest says of a tokenizer whose file has the given name."""
+    return TokenizerRecord(tokenizer.kind, file, tokenizer.vocabulary, tokenizer.separator_id, tokenizer.fingerprint)

@@ -1,7 +1,7 @@
 """Closed-form FLOPs of the three stages, in the platform's own convention and in the paper's.
 
 "exact" counts the matrix products this implementation does: causal attention, the positions a block really
-has, the energy head's shared work once per position, no gradient where none flows. It leaves out what a
+has, the head's shared work once per position, no gradient where none flows. It leaves out what a
 kernel may do beyond the mathematics (recomputed attention scores, the masked half of a causal product).
 "paper" reproduces the published figures and serves to compare with them.
 """
@@ -13,6 +13,7 @@ from typing import Literal
 from calm_lightning.autoencoder.config import AutoencoderConfig
 from calm_lightning.errors import ConfigError
 from calm_lightning.flops import layers
+from calm_lightning.flops.heads import HeadSize, head_size
 from calm_lightning.flops.paper import paper_autoencoder, paper_baseline, paper_calm
 from calm_lightning.flops.parameters import autoencoder_parameters, baseline_parameters, calm_parameters
 from calm_lightning.flops.report import FlopsReport
@@ -73,6 +74,39 @@ def autoencoder_flops(
     )
 
 
+def _calm_position(
+    model: LanguageModelConfig,
+    head: HeadSize,
+    frozen: layers.AutoencoderSize,
+    positions: int,
+    attention: Attention,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the FLOPs of one position in training: of the forward pass, and of forward and backward."""
+    K, l, N = model.K, model.latent_width(), model.N
+    # Every chunk but the first is a target; where latents are read, the first is encoded, too.
+    encoded = 1.0 if model.input == "discrete" else 1 + 1 / positions
+    forward = {
+        "input": layers.input_compression(model).forward,
+        "backbone": layers.backbone(model.backbone()).forward,
+        "attention": _attention_per_position(model, positions, attention),
+        "head": head.position.forward + N * (head.draw.forward + head.source.forward),
+        "encoder": encoded * (K * frozen.encoder_token.forward + frozen.encoder_chunk.forward),
+    }
+    training = {name: TRAINING * forward[name] for name in ("input", "backbone", "attention")}
+    if model.input == "latent":  # nothing below the first Linear is trained
+        training["input"] -= layers.linear(model.input_width(), 2 * model.d).forward
+    training["head"] = (
+        TRAINING * (head.position.forward + N * head.draw.forward)
+        + TRAINING_WITHOUT_INPUT_GRADIENT * N * head.source.forward
+    )
+    training["encoder"] = forward["encoder"]
+    to_targets, among_samples = (2.0 * products * l for products in head.loss_products)
+    if to_targets:
+        forward["energy_loss"] = to_targets + among_samples
+        training["energy_loss"] = TRAINING_WITHOUT_INPUT_GRADIENT * to_targets + TRAINING * among_samples
+    return forward, training
+
+
 def calm_flops(
     model: LanguageModelConfig,
     auto: AutoencoderConfig,
@@ -81,10 +115,11 @@ def calm_flops(
     convention: Convention = "exact",
     attention: Attention = "causal",
 ) -> FlopsReport:
-    """Count CALM with the energy head; the frozen autoencoder's work is included, its parameters are not.
+    """Count CALM with any of its heads; the frozen autoencoder's work is included, its parameters are not.
 
     A block of T tokens has T/K - 1 positions: each but the last chunk predicts the next. Training encodes
-    the target chunks with the frozen encoder; inference draws once per chunk and decodes the draw.
+    the target chunks with the frozen encoder; inference draws once per chunk, in as many network calls as the head's
+    steps and solver need, and decodes the draw.
 
     Args:
         model: Shape of the language model.
@@ -96,30 +131,13 @@ def calm_flops(
     """
     if convention == "paper":
         return paper_calm(model, auto, V, T)
-    K, l, N, M = model.K, model.latent_width(), model.N, model.M
+    K = model.K
     positions = T // K - 1
-    head = layers.energy_head(model)
-    frozen = layers.autoencoder(auto, K, l, V)
-    # Inner products between samples and targets, and among samples: (N, M) and (N, N), each of length l.
-    to_targets, among_samples = 2.0 * N * M * l, 2.0 * N * N * l
-    forward = {
-        "input": layers.input_compression(K, model.d).forward,
-        "backbone": layers.backbone(model.backbone()).forward,
-        "attention": _attention_per_position(model, positions, attention),
-        "head": head.position.forward + N * (head.draw.forward + head.noise.forward),
-        "energy_loss": to_targets + among_samples,
-        "encoder": K * frozen.encoder_token.forward + frozen.encoder_chunk.forward,
-    }
-    training = {name: TRAINING * forward[name] for name in ("input", "backbone", "attention")}
-    training["head"] = (
-        TRAINING * (head.position.forward + N * head.draw.forward)
-        + TRAINING_WITHOUT_INPUT_GRADIENT * N * head.noise.forward
-    )
-    training["energy_loss"] = TRAINING_WITHOUT_INPUT_GRADIENT * to_targets + TRAINING * among_samples
-    training["encoder"] = forward["encoder"]
+    head, frozen = head_size(model), layers.autoencoder(auto, K, model.latent_width(), V)
+    forward, training = _calm_position(model, head, frozen, positions, attention)
     step = {name: forward[name] for name in ("input", "backbone", "attention")}
     step |= {
-        "head": head.whole.forward,
+        "head": head.generation,
         "decoder": K * frozen.decoder_token.forward + frozen.decoder_chunk.forward,
         "logits": K * frozen.logits.forward,
     }
@@ -188,7 +206,7 @@ def for_stage(
         convention: "exact" or "paper".
 
     Raises:
-        ConfigError: There is no such stage, or the head's cost is not known.
+        ConfigError: There is no such stage.
     """
     if stage == "autoencoder":
         return autoencoder_flops(autoencoder, model.K, model.latent_width(), vocabulary, block_tokens, convention)

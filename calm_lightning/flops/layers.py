@@ -70,9 +70,10 @@ def backbone(config: BackboneConfig) -> Size:
     return config.layers * layer + rms_norm(config.d)
 
 
-def input_compression(K: int, d: int) -> Size:
-    """Return the size of the map from K token embeddings to one backbone input."""
-    return linear(K * d, 2 * d) + linear(2 * d, d) + layer_norm(d)
+def input_compression(config: LanguageModelConfig) -> Size:
+    """Return the size of the map from a chunk (its embeddings, its latent, or both) to one backbone input."""
+    d = config.d
+    return linear(config.input_width(), 2 * d) + linear(2 * d, d) + layer_norm(d)
 
 
 @dataclass(frozen=True)
@@ -115,40 +116,4 @@ def autoencoder(config: AutoencoderConfig, K: int, l: int, V: int) -> Autoencode
         decoder_chunk=linear(l, E) + decoder_half * block + linear(E, K * E),
         decoder_token=decoder_half * block + rms_norm(E),
         logits=linear(E, V, bias=False),
-    )
-
-
-@dataclass(frozen=True)
-class EnergyHeadSize:
-    """Sizes of the energy head's parts, by how often they run.
-
-    Attributes:
-        position: What depends on the hidden state only, and so runs once per position however many samples
-            are drawn: the hidden Linear and the half of each block's first Linear that acts on it.
-        draw: Runs once per sample.
-        noise: The Linear on the noise; runs once per sample, and no gradient flows to its input.
-    """
-
-    position: Size
-    draw: Size
-    noise: Size
-
-    @property
-    def whole(self) -> Size:
-        """All parameters of the head."""
-        return self.position + self.draw + self.noise
-
-
-def energy_head(config: LanguageModelConfig) -> EnergyHeadSize:
-    """Return the sizes of the energy head.
-
-    Source: arXiv 2510.27688, the energy-based generative head.
-    """
-    d, l = config.d, config.latent_width()
-    block_position = linear(d, d, bias=False)
-    block_draw = layer_norm(d) + linear(d, d) + linear(d, d) + linear(d, 2 * d) + linear(d, d)
-    return EnergyHeadSize(
-        position=linear(d, d) + layer_norm(d) + config.head_blocks * block_position,
-        draw=config.head_blocks * block_draw + 2 * layer_norm(d) + linear(d, d) + linear(d, l),
-        noise=linear(config.noise_size, d),
     )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from calm_lightning.autoencoder.config import AutoencoderConfig
 from calm_lightning.flops import layers
+from calm_lightning.flops.heads import head_size
 from calm_lightning.flops.parameters import autoencoder_parameters, baseline_parameters, calm_parameters
 from calm_lightning.flops.report import FlopsReport
 from calm_lightning.language_model.config import LanguageModelConfig
@@ -93,18 +94,18 @@ def paper_calm(model: LanguageModelConfig, auto: AutoencoderConfig, V: int, T: i
     K, l = model.K, model.latent_width()
     frozen = layers.autoencoder(auto, K, l, V)
     once = {
-        "input": layers.input_compression(K, model.d).forward / K,
+        "input": layers.input_compression(model).forward / K,
         "backbone": layers.backbone(model.backbone()).forward / K,
         "attention": 4.0 * model.layers * model.d * POSITIONS / K,
     }
-    head = layers.energy_head(model)
-    per_draw, per_position = (head.draw + head.noise).forward / K, head.position.forward / K
+    head = head_size(model)
+    per_draw, per_position = (head.draw + head.source).forward / K, head.position.forward / K
     encoder = frozen.encoder.forward / K
     forward = {**once, "head": per_position + model.N * per_draw, "encoder": encoder}
     training = {**{name: 3 * flops for name, flops in forward.items()}, "encoder": encoder}
     inference = {
         **once,
-        "head": per_position + per_draw,
+        "head": head.generation / K,
         "decoder": frozen.decoder.forward / K,
         "logits": frozen.logits.forward,
     }

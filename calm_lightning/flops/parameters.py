@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from calm_lightning.autoencoder.config import AutoencoderConfig
-from calm_lightning.errors import ConfigError
 from calm_lightning.flops import layers
+from calm_lightning.flops.heads import head_size
 from calm_lightning.language_model.config import LanguageModelConfig
 
 
 def autoencoder_parameters(auto: AutoencoderConfig, K: int, l: int, V: int) -> dict[str, int]:
-    """Return the autoencoder's parameters; the embedding doubles as the output matrix and counts once."""
+    """Return the autoencoder's parameters; an embedding that doubles as the output matrix counts once."""
     size = layers.autoencoder(auto, K, l, V)
-    return {"embedding": V * auto.d, "encoder": size.encoder.parameters, "decoder": size.decoder.parameters}
+    return {
+        "embedding": V * auto.d * (1 if auto.tied else 2),
+        "encoder": size.encoder.parameters,
+        "decoder": size.decoder.parameters,
+    }
 
 
 def calm_parameters(model: LanguageModelConfig, V: int) -> dict[str, int]:
-    """Return CALM's parameters without its autoencoder.
-
-    Raises:
-        ConfigError: The head is one whose cost is not known here.
-    """
-    if model.head != "energy":
-        raise ConfigError(f"model.head={model.head}: the cost of this head is not known, only that of energy")
+    """Return CALM's parameters without its autoencoder."""
     return {
-        "embedding": V * model.d,
-        "input": layers.input_compression(model.K, model.d).parameters,
+        "embedding": 0 if model.input == "latent" else V * model.d,
+        "input": layers.input_compression(model).parameters,
         "backbone": layers.backbone(model.backbone()).parameters,
-        "head": layers.energy_head(model).whole.parameters,
+        "head": head_size(model).whole.parameters,
     }
 
 

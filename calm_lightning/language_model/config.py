@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from calm_lightning.backbone.config import BackboneConfig
 
+INPUTS = ("discrete", "latent", "both")
+NOISES = ("uniform", "gaussian")
+
 
 @dataclass
 class LanguageModelConfig:
@@ -21,12 +24,19 @@ class LanguageModelConfig:
         heads: Attention heads; must divide `d`.
         rope_theta: Base of the rotary position embedding.
         norm_eps: Epsilon of the backbone's RMSNorms.
-        head: Generative head: "energy".
+        input: What the model reads of the previous chunk: "discrete" (its tokens), "latent" (a latent drawn from
+            the autoencoder's posterior; in generation the model's own draw) or "both".
+        head: Generative head: "energy", "flow" or "diffusion".
         head_blocks: Residual blocks of the head (paper: a quarter of `layers`).
-        noise_size: Dimension of the head's noise, drawn from U(-0.5, 0.5).
-        N: Head samples per position in the energy loss, at least 2.
-        M: Posterior targets per position in the energy loss.
-        alpha: Exponent of the energy distance, 0 < alpha < 2.
+        noise: Energy head: distribution of its noise, "uniform" (-0.5 to 0.5) or "gaussian" (standard normal).
+        noise_size: Energy head: dimension of its noise.
+        N: Energy head: samples per position in the loss, at least 2. Flow and diffusion: posterior targets per
+            position, at least 1.
+        M: Energy head: posterior targets per position in the loss.
+        alpha: Energy head: exponent of the energy distance, 0 < alpha <= 2 (strictly proper below 2 only).
+        sampling_steps: Flow and diffusion: steps of one draw; null means 4 and 100.
+        solver: Flow: "midpoint" (two network calls per step) or "euler". Diffusion: "ddpm" (learned variance) or
+            "ddim" (deterministic). Null means the first.
     """
 
     K: int = 4
@@ -38,16 +48,25 @@ class LanguageModelConfig:
     heads: int = 4
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
+    input: str = "discrete"
     head: str = "energy"
     head_blocks: int = 1
+    noise: str = "uniform"
     noise_size: int = 64
     N: int = 8
     M: int = 100
     alpha: float = 1.0
+    sampling_steps: int | None = None
+    solver: str | None = None
 
     def latent_width(self) -> int:
         """Return l, the latent dimension, with the default 32 * K applied."""
         return self.l if self.l is not None else 32 * self.K
+
+    def input_width(self) -> int:
+        """Return the width of what is compressed into one input of the backbone."""
+        tokens = 0 if self.input == "latent" else self.K * self.d
+        return tokens + (0 if self.input == "discrete" else self.latent_width())
 
     def backbone(self) -> BackboneConfig:
         """Return the part of this configuration that shapes the backbone."""

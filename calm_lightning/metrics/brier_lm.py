@@ -1,14 +1,15 @@
 """BrierLM: a strictly proper score of language models that only need to be sampled.
 
-Brier-n of a distribution P over the next n tokens, at the true outcome y, is 2 P(y) - sum_x P(x)^2. BrierLM is
-100 times the geometric mean of the means of Brier-1..4, and 0 where one of these means is not positive.
+BrierLM is 100 times the geometric mean of the means of Brier-1..4, and 0 where one of these means is not positive.
+The metrics here accumulate the scores of positions and say how sure they are of them, by domain and by offset too.
 
-Shape suffixes: P start positions, S samples, 4 outcomes lengths n = 1..4 (or the 4 tokens after a position).
-Source: arXiv 2510.27688, where BrierLM is defined; Brier 1950.
+Shape suffixes: P start positions, S samples, H tokens after a start (at least 4), 4 outcome lengths n = 1..4.
+Source: arXiv 2510.27688, where BrierLM is defined.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,64 +17,19 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-RESAMPLES = 2000
-"""Bootstrap replicates; their Monte-Carlo error is about 2 % of the standard error."""
+from calm_lightning.metrics.brier import (
+    LENGTHS,
+    brier_from_samples,
+    brier_lm_percent,
+    marginal_brier_from_samples,
+    wide_float,
+)
+from calm_lightning.metrics.resampling import bootstrap_means, mean_errors, spread, sum_by_key
 
-
-def brier_from_samples(samples_PS4: Tensor, target_P4: Tensor) -> Tensor:
-    """Return unbiased Brier-1..4 of every position from S independent samples: (P, 4), fractions.
-
-    The U-statistic `2/S * #(x_s = y) - #(ordered equal pairs) / (S (S - 1))`: the mean of the paper's two-sample
-    estimate over all pairs. Cost: P * S^2 comparisons.
-
-    Args:
-        samples_PS4: The first four tokens of each sample, (P, S, 4), S at least 2.
-        target_P4: The true next four tokens, (P, 4).
-
-    Raises:
-        ValueError: Fewer than two samples, or shapes that do not belong together.
-    """
-    P, S, horizon = samples_PS4.shape
-    if S < 2:
-        raise ValueError(f"BrierLM needs at least 2 samples per position, got {S}")
-    if target_P4.shape != (P, horizon):
-        raise ValueError(f"target has shape {tuple(target_P4.shape)}, expected {(P, horizon)}")
-    hits_P4 = (samples_PS4 == target_P4.unsqueeze(1)).cumprod(-1).sum(1, dtype=torch.float64)
-    same_PSS4 = (samples_PS4.unsqueeze(1) == samples_PS4.unsqueeze(2)).cumprod(-1)
-    pairs_P4 = same_PSS4.sum((1, 2), dtype=torch.float64) - S
-    return 2 / S * hits_P4 - pairs_P4 / (S * (S - 1))
-
-
-def brier_from_probabilities(gold_P4: Tensor, collision_P4: Tensor) -> Tensor:
-    """Return Brier-1..4 from P(y) and sum_x P(x)^2 (or an unbiased estimate of it), each (P, 4): (P, 4), fractions."""
-    return 2 * gold_P4.double() - collision_P4.double()
-
-
-def brier_lm_percent(brier_x4: Tensor) -> Tensor:
-    """Return BrierLM, percent, of mean Brier-1..4 (..., 4), fractions: (...); 0 where one of them is not positive."""
-    return torch.where((brier_x4 > 0).all(-1), 100 * brier_x4.clamp(min=0).prod(-1) ** 0.25, 0.0)
-
-
-def _bootstrap_means(rows_G5: Tensor) -> Tensor:
-    """Return means of Brier-1..4 over resampled groups, (X, 4), from sums and counts per group, (G, 5).
-
-    Slices of replicates bound the memory at 32 MiB or one replicate, whatever the number of groups.
-    """
-    groups = len(rows_G5)
-    generator = torch.Generator().manual_seed(groups)
-    sums: list[Tensor] = []
-    slice_size = max(1, 2**22 // groups)
-    for begin in range(0, RESAMPLES, slice_size):
-        picks = torch.randint(groups, (min(slice_size, RESAMPLES - begin), groups), generator=generator)
-        weights = torch.zeros(picks.shape, dtype=torch.float64)
-        sums.append(weights.scatter_add_(1, picks, torch.ones_like(weights)) @ rows_G5)
-    resampled_X5 = torch.cat(sums)
-    return resampled_X5[:, :4] / resampled_X5[:, 4:]
-
-
-def _spread(values_X: Tensor) -> float:
-    """Return the standard deviation, infinite where the values are."""
-    return float(values_X.std()) if bool(values_X.isfinite().all()) else torch.inf
+FEWEST_DOCUMENTS = 20
+"""Below this, resampling documents says little: their pieces inside evaluation blocks are resampled instead."""
+NONE = -1
+"""Stands for a label that was not given."""
 
 
 class BrierLMResult(NamedTuple):
@@ -81,14 +37,22 @@ class BrierLMResult(NamedTuple):
 
     Attributes:
         value: BrierLM.
-        standard_error: Standard deviation of its bootstrap replicates.
+        standard_error: Standard deviation of its bootstrap replicates; infinite (unknown) with a single unit.
         low: Lower end of the 95 % percentile interval.
         high: Upper end of it.
         brier: Means of Brier-1..4.
-        brier_standard_error: Their standard errors, over groups.
-        zeroed: Whether BrierLM is 0 by definition because some Brier-n is not positive.
+        brier_standard_error: Their standard errors, over units.
+        offsets: Marginal Brier-1 of the token at each offset 1..H after a start; empty where none was given.
+        offsets_standard_error: Their standard errors, over units.
+        zeroed: Whether BrierLM is 0 by definition because the mean of some Brier-n is not positive.
+        degenerate: Whether all units score exactly alike (all right, all wrong): resampling then shows no spread, which
+            is not knowledge that there is none.
         positions: Start positions scored.
-        groups: Groups (evaluation blocks) they came from.
+        documents: Distinct groups they came from; 0 where none was given.
+        unit: What was resampled: "document" (a group), "piece" (a group's positions inside one piece, where there are
+            fewer than 20 groups), or "position" (no group was given).
+        units: How many of them there are.
+        domains: The same for the positions of each domain, by its name; empty where none was given.
     """
 
     value: float
@@ -97,41 +61,74 @@ class BrierLMResult(NamedTuple):
     high: float
     brier: tuple[float, ...]
     brier_standard_error: tuple[float, ...]
+    offsets: tuple[float, ...]
+    offsets_standard_error: tuple[float, ...]
     zeroed: bool
+    degenerate: bool
     positions: int
-    groups: int
+    documents: int
+    unit: str
+    units: int
+    domains: dict[str, BrierLMResult]
 
 
 class BrierScores(Metric):
-    """Accumulates Brier-1..4 of start positions into BrierLM; errors come from resampling groups of positions.
+    """Accumulates Brier-1..4 of start positions into BrierLM; errors come from resampling documents.
 
-    Positions of one block share a context, so they are not independent: a group is what is resampled together. The
-    error is that of these evaluation documents: blocks of one document are resampled as if they were independent, and
-    one trained model says nothing of another seed. With a single group it is unknown, and given as infinite.
-    Takes scores that were made otherwise, for example by `brier_from_probabilities`.
+    Positions of one document share a context, so they are not independent: a group is what is resampled together. The
+    error is that of these evaluation documents; one trained model says nothing of another seed. Takes scores that were
+    made otherwise, for example by `brier_from_probabilities`. Keeps one row per position (about 100 bytes), so that a
+    group may span calls and processes; nothing here makes the host wait for the device before `compute`.
+
+    Args:
+        domains: Names of the domains 0, 1, ...; without them a domain is named by its number.
+        kwargs: For `torchmetrics.Metric`.
     """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
-    group_rows: list[Tensor]
+    score_rows: list[Tensor]
+    label_rows: list[Tensor]
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, domains: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("group_rows", default=[], dist_reduce_fx="cat")
+        self.domains = tuple(domains)
+        self.add_state("score_rows", default=[], dist_reduce_fx="cat")
+        self.add_state("label_rows", default=[], dist_reduce_fx="cat")
 
-    def update(self, brier_P4: Tensor, group_P: Tensor | None = None) -> None:
-        """Add the scores of some positions.
+    def update(
+        self,
+        brier: Tensor,
+        offsets: Tensor | None = None,
+        *,
+        group: Tensor | None = None,
+        piece: Tensor | None = None,
+        domain: Tensor | None = None,
+    ) -> None:
+        """Add the scores of some positions. Labels are whole numbers from 0.
 
         Args:
-            brier_P4: Brier-1..4, (P, 4), fractions.
-            group_P: Group of each position, (P,), whole groups per call; None makes each position its own group.
+            brier: Brier-1..4, (P, 4), fractions.
+            offsets: Marginal Brier-1 at each offset, (P, H), fractions; in every call or in none.
+            group: Group (document) of each position, (P,); None makes each position its own.
+            piece: Part of its group that each position belongs to (evaluation block), (P,).
+            domain: Domain of each position, (P,).
+
+        Raises:
+            ValueError: Shapes that do not belong together.
         """
-        rows = torch.cat((brier_P4.double(), torch.ones_like(brier_P4[:, :1]).double()), dim=1)
-        if group_P is not None:
-            groups, index_P = group_P.to(rows.device).unique(return_inverse=True)
-            rows = rows.new_zeros(len(groups), rows.shape[1]).index_add_(0, index_P, rows)
-        self.group_rows.append(rows)
+        if brier.ndim != 2 or brier.shape[1] != LENGTHS:
+            raise ValueError(f"Brier scores have shape {tuple(brier.shape)}, expected (positions, {LENGTHS})")
+        rows = brier if offsets is None else torch.cat((brier, offsets.to(brier.dtype)), dim=1)
+        if self.score_rows and isinstance(self.score_rows, list) and self.score_rows[0].shape[1] != rows.shape[1]:
+            raise ValueError("offsets must have the same number of columns in every call")
+        labels = torch.full((3, len(brier)), NONE, device=brier.device)
+        for row, given in enumerate((group, piece, domain)):
+            if given is not None:
+                labels[row] = torch.as_tensor(given, device=brier.device)
+        self.score_rows.append(rows.to(wide_float(rows.device)))
+        self.label_rows.append(labels.T)
 
     def compute(self) -> BrierLMResult:
         """Return the score of everything seen.
@@ -139,27 +136,20 @@ class BrierScores(Metric):
         Raises:
             ValueError: No position was scored.
         """
-        if not len(self.group_rows):
+        if not len(self.score_rows) or not (scores := dim_zero_cat(self.score_rows)).numel():
             raise ValueError("BrierLM has seen no position: call update first")
-        rows_G5 = dim_zero_cat(self.group_rows).double().cpu()
-        groups, total = len(rows_G5), rows_G5.sum(0)
-        mean_4 = total[:4] / total[4]
-        means_X4 = _bootstrap_means(rows_G5)
-        replicates_X = brier_lm_percent(means_X4)
-        low, high = replicates_X.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        if groups < 2:  # nothing to resample: the error is not zero but unknown
-            low, high, means_X4, replicates_X = 0.0, 100.0, means_X4 + torch.inf, replicates_X + torch.inf
-        return BrierLMResult(
-            value=float(brier_lm_percent(mean_4)),
-            standard_error=_spread(replicates_X),
-            low=low,
-            high=high,
-            brier=tuple((100 * mean_4).tolist()),
-            brier_standard_error=tuple(100 * _spread(column) for column in means_X4.T),
-            zeroed=not bool((mean_4 > 0).all()),
-            positions=int(total[4]),
-            groups=groups,
-        )
+        rows_PC = scores.cpu().double()
+        labels_P3 = dim_zero_cat(self.label_rows).cpu()
+        domain_P = labels_P3[:, 2]
+        domains = {
+            self._domain_name(number): _result(rows_PC[domain_P == number], labels_P3[domain_P == number], {})
+            for number in domain_P.unique().tolist()
+            if number != NONE
+        }
+        return _result(rows_PC, labels_P3, domains)
+
+    def _domain_name(self, number: int) -> str:
+        return self.domains[number] if number < len(self.domains) else str(number)
 
 
 class BrierLM(BrierScores):
@@ -168,17 +158,81 @@ class BrierLM(BrierScores):
     metric = BrierLM()
     metric.update(samples, target)      # (P, S, 4) sampled and (P, 4) true token ids
     metric.compute().value              # percent
+
+    With `group=documents` the interval resamples documents, with `domain=numbers` the result has a breakdown.
     """
 
-    def update(self, samples_PS4: Tensor, target_P4: Tensor, group_P: Tensor | None = None) -> None:  # type: ignore[override]
+    def update(  # type: ignore[override]
+        self,
+        samples: Tensor,
+        target: Tensor,
+        *,
+        group: Tensor | None = None,
+        piece: Tensor | None = None,
+        domain: Tensor | None = None,
+    ) -> None:
         """Score samples.
 
         Args:
-            samples_PS4: Sampled token ids, (P, S, 4).
-            target_P4: True token ids, (P, 4).
-            group_P: As in `BrierScores.update`.
+            samples: Sampled token ids, (P, S, H): S independent continuations of at least 4 tokens per position.
+            target: True token ids, (P, H).
+            group: As in `BrierScores.update`.
+            piece: Likewise.
+            domain: Likewise.
 
         Raises:
             ValueError: As `brier_from_samples`.
         """
-        super().update(brier_from_samples(samples_PS4, target_P4), group_P)
+        samples_PSH, target_PH = torch.as_tensor(samples), torch.as_tensor(target)
+        brier_P4 = brier_from_samples(samples_PSH, target_PH)
+        offsets_PH = marginal_brier_from_samples(samples_PSH, target_PH)
+        super().update(brier_P4, offsets_PH, group=group, piece=piece, domain=domain)
+
+
+def _unit_keys(labels_P3: Tensor) -> tuple[Tensor, str, int]:
+    """Return the resampled unit of each position, what it is, and the number of distinct groups."""
+    group_P, piece_P = labels_P3[:, 0], labels_P3[:, 1]
+    own_P = torch.arange(len(group_P))
+    if bool((group_P == NONE).all()):
+        return own_P, "position", 0
+    # A position without a group among others that have one stands for itself: numbers below 0 are free.
+    group_P = torch.where(group_P == NONE, -1 - own_P, group_P)
+    documents = len(group_P.unique())
+    if documents < FEWEST_DOCUMENTS and bool((piece_P != NONE).all()):
+        piece_keys_P = (group_P - group_P.min()) * (int(piece_P.max()) + 1) + piece_P
+        if len(piece_keys_P.unique()) > documents:
+            return piece_keys_P, "piece", documents
+    return group_P, "document", documents
+
+
+def _result(rows_PC: Tensor, labels_P3: Tensor, domains: dict[str, BrierLMResult]) -> BrierLMResult:
+    """Return the score of positions from their Brier-1..4 and marginal scores, (P, 4 + H), and labels."""
+    keys_P, unit, documents = _unit_keys(labels_P3)
+    sums_GC = sum_by_key(torch.cat((rows_PC, torch.ones(len(rows_PC), 1, dtype=torch.float64)), dim=1), keys_P)
+    sums_GC, count_G = sums_GC[:, :-1], sums_GC[:, -1]
+    mean_C = rows_PC.sum(0) / len(rows_PC)
+    means_X4 = bootstrap_means(sums_GC[:, :LENGTHS], count_G)
+    replicates_X = brier_lm_percent(means_X4)
+    low, high = replicates_X.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    units = len(count_G)
+    if units < 2:  # nothing to resample: the error is not zero but unknown
+        low, high, means_X4, replicates_X = 0.0, 100.0, means_X4 + torch.inf, replicates_X + torch.inf
+    unit_means_G4 = sums_GC[:, :LENGTHS] / count_G.unsqueeze(1)
+    ranges_4 = unit_means_G4.amax(0) - unit_means_G4.amin(0)
+    return BrierLMResult(
+        value=float(brier_lm_percent(mean_C[:LENGTHS])),
+        standard_error=spread(replicates_X),
+        low=low,
+        high=high,
+        brier=tuple((100 * mean_C[:LENGTHS]).tolist()),
+        brier_standard_error=tuple(100 * spread(column) for column in means_X4.T),
+        offsets=tuple((100 * mean_C[LENGTHS:]).tolist()),
+        offsets_standard_error=tuple((100 * mean_errors(sums_GC[:, LENGTHS:], count_G)).tolist()),
+        zeroed=not bool((mean_C[:LENGTHS] > 0).all()),
+        degenerate=units > 1 and float(ranges_4.max()) < 1e-12,
+        positions=len(rows_PC),
+        documents=documents,
+        unit=unit,
+        units=units,
+        domains=domains,
+    )

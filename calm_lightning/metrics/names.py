@@ -12,7 +12,7 @@ TRAIN_TOKENS_PER_SECOND = "train/tokens_per_second"
 VAL_LOSS = "val/loss"
 VAL_CROSS_ENTROPY = "val/cross_entropy"
 VAL_KL = "val/kl"
-VAL_ENERGY_LOSS = "val/energy_loss"
+VAL_HEAD_LOSS = {head: f"val/{head}_loss" for head in ("energy", "flow", "diffusion")}
 VAL_ACCURACY_MEAN = "val/token_accuracy_mean"
 VAL_ACCURACY_SAMPLED = "val/token_accuracy_sampled"
 
@@ -24,6 +24,8 @@ BRIER_LM_ZEROED = "val/brier_lm_zeroed"
 BRIER_N = tuple(f"val/brier_{n}" for n in range(1, 5))
 BRIER_N_SE = tuple(f"val/brier_{n}_se" for n in range(1, 5))
 SCORED_POSITIONS = "val/scored_positions"
+SCORED_DOCUMENTS = "val/scored_documents"
+RESAMPLED_UNITS = "val/resampled_units"
 
 TRAIN_FLOPS = "cost/train_flops"
 TRAIN_FLOPS_TOTAL = "cost/train_flops_with_autoencoder"
@@ -39,15 +41,19 @@ UNITS = {
     VAL_LOSS: "loss of the stage, see its class",
     VAL_CROSS_ENTROPY: "nats per token",
     VAL_KL: "nats per chunk, before clipping",
-    VAL_ENERGY_LOSS: "energy distance per chunk position",
+    VAL_HEAD_LOSS["energy"]: "energy distance per chunk position",
+    VAL_HEAD_LOSS["flow"]: "squared error of the velocity per latent dimension",
+    VAL_HEAD_LOSS["diffusion"]: "squared error of the noise plus bits of the variance bound, per latent dimension",
     VAL_ACCURACY_MEAN: "fraction of tokens restored from z = mu",
     VAL_ACCURACY_SAMPLED: "fraction of tokens restored from z drawn from the posterior",
     BRIER_LM: "percent, 100 * geometric mean of Brier-1..4",
-    BRIER_LM_SE: "percent, standard error over evaluation blocks (bootstrap)",
+    BRIER_LM_SE: "percent, standard error over evaluation documents (bootstrap)",
     BRIER_LM_LOW: "percent, lower end of the 95 % interval",
     BRIER_LM_HIGH: "percent, upper end of the 95 % interval",
     BRIER_LM_ZEROED: "1 where a Brier-n mean is not positive and BrierLM is 0 by definition, else 0",
     SCORED_POSITIONS: "start positions scored",
+    SCORED_DOCUMENTS: "documents with scored positions",
+    RESAMPLED_UNITS: "units resampled for errors: documents or, where they are fewer than 20, pieces within a block",
     TRAIN_FLOPS: "FLOPs spent training this stage",
     TRAIN_FLOPS_TOTAL: "FLOPs spent training this stage and the autoencoder it uses",
     TEXT_TOKENS: "text tokens trained on",

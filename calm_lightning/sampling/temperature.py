@@ -1,12 +1,50 @@
-"""Lowering the temperature of a sampler whose probabilities are unknown.
+"""Lowering the temperature of a sampler whose probabilities are unknown: P(x)^(1/T) / Z from draws of P alone.
 
-Shape suffixes: B independent pools, S samples in a pool, K tokens per chunk.
+Two algorithms. `batch_temperature` chooses from a pool of S draws: a fixed cost, T = 1/n only, biased for finite S.
+`exact_temperature` draws until it may stop: any T in (0, 1], no bias, a cost that explodes where no chunk is likely.
+
+Shape suffixes: B or R independent rows, S samples of a row, K tokens per chunk, Z latent dimension.
+Source of both: arXiv 2510.27688, likelihood-free temperature sampling.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from calm_lightning.errors import SamplingError
+
+WHOLE = 1e-9
+"""How near 1/T must be to a whole number to count as one."""
+LARGEST_DRAW = 256
+"""Draws per row between two looks at which rows are still undecided."""
+
+
+class Draws(NamedTuple):
+    """Draws of a sampler: tokens (..., K) and the latents (..., Z) they were decoded from (Z may be 0)."""
+
+    tokens: Tensor
+    latents: Tensor
+
+
+def split_inverse(temperature: float) -> tuple[int, float]:
+    """Return n and a with 1/T = n + a, n whole and 0 <= a < 1.
+
+    Raises:
+        SamplingError: T is not in (0, 1].
+    """
+    if not 0 < temperature <= 1:
+        raise SamplingError(
+            f"temperature {temperature:g} is not in (0, 1]: a continuous model can be made more certain, not less"
+        )
+    inverse = 1 / temperature
+    n = math.floor(inverse + WHOLE)
+    rest = inverse - n
+    return n, rest if rest > WHOLE else 0.0
 
 
 def batch_temperature(pool_BSK: Tensor, inverse_temperature: int) -> Tensor:
@@ -34,17 +72,113 @@ def batch_temperature(pool_BSK: Tensor, inverse_temperature: int) -> Tensor:
 
 
 def batch_temperature_weights(pool_BSK: Tensor, inverse_temperature: int) -> Tensor:
-    """Return the probability with which each sample of a pool is chosen, (B, S), float64, rows summing to 1.
+    """Return the probability with which each sample of a pool is chosen, (B, S), rows summing to 1.
 
-    Equal samples share their chunk's probability.
+    Equal samples share their chunk's probability. Float64, or float32 on Apple's MPS, which has no float64.
+
+    Raises:
+        ValueError: n is below 1.
+    """
+    count_BS = (pool_BSK.unsqueeze(1) == pool_BSK.unsqueeze(2)).all(-1).sum(-1)
+    return weights_from_counts(count_BS, inverse_temperature)
+
+
+def weights_from_counts(count_BS: Tensor, inverse_temperature: int) -> Tensor:
+    """Return `batch_temperature_weights` of pools in which sample s is one of `count_BS[b, s]` equal ones.
+
+    Args:
+        count_BS: How often the chunk of each sample occurs in its pool, (B, S); 0 marks a place without a sample.
+        inverse_temperature: n = 1/T, at least 1.
 
     Raises:
         ValueError: n is below 1.
     """
     if inverse_temperature < 1:
         raise ValueError(f"the batch algorithm needs T = 1/n with n >= 1, got n = {inverse_temperature}")
-    count_BS = (pool_BSK.unsqueeze(1) == pool_BSK.unsqueeze(2)).all(-1).sum(-1).double()
+    count_BS = count_BS.to(torch.float32 if count_BS.device.type == "mps" else torch.float64)
     n_B1 = count_BS.amax(1, keepdim=True).clamp(max=inverse_temperature)
     log_ways_BS = torch.lgamma(count_BS + 1) - torch.lgamma((count_BS - n_B1).clamp(min=0) + 1)
     log_weight_BS = torch.where(count_BS >= n_B1, log_ways_BS - count_BS.log(), -torch.inf)
     return log_weight_BS.softmax(1)
+
+
+class _Attempts:
+    """The rows' attempts, each at its own stage: n equal draws, then the Bernoulli factory for P(x)^a.
+
+    A draw is used once: the one that ends an attempt is spent, the next one begins a new attempt.
+    """
+
+    def __init__(self, rows: int, n: int, rest: float, like: Draws) -> None:
+        self.n, self.rest = n, rest
+        device = like.tokens.device
+        self.chunk_BK = like.tokens.new_zeros(rows, like.tokens.shape[-1])
+        self.latent_BZ = like.latents.new_zeros(rows, like.latents.shape[-1])
+        self.equal_B = torch.zeros(rows, dtype=torch.long, device=device)  # equal draws in this attempt, at most n
+        self.tosses_B = torch.zeros(rows, dtype=torch.long, device=device)  # i - 1 of the Bernoulli factory
+        self.done_B = torch.zeros(rows, dtype=torch.bool, device=device)
+
+    def take(self, rows_R: Tensor, tokens_RK: Tensor, latents_RZ: Tensor) -> None:
+        """Use one draw of each of some rows; rows that are done ignore it.
+
+        Args:
+            rows_R: Which rows, (R,), each once.
+            tokens_RK: Their draws, (R, K).
+            latents_RZ: The latents of those, (R, Z).
+        """
+        equal_R, tosses_R = self.equal_B[rows_R], self.tosses_B[rows_R]
+        begins_R, tossing_R = equal_R == 0, equal_R == self.n
+        matches_R = begins_R | (tokens_RK == self.chunk_BK[rows_R]).all(-1)
+        # A draw of the factory that does not match rejects with probability a / i, otherwise i grows by one.
+        rejects_R = torch.rand(len(rows_R), device=tokens_RK.device) < self.rest / (tosses_R + 1)
+        ends_R = ~matches_R & (~tossing_R | rejects_R)
+        counted_R = torch.where(tossing_R, equal_R, equal_R + 1)
+        complete_R = tossing_R | ((counted_R == self.n) & (self.rest == 0))
+        stored_R1 = (begins_R & ~self.done_B[rows_R]).unsqueeze(-1)
+        self.chunk_BK[rows_R] = torch.where(stored_R1, tokens_RK, self.chunk_BK[rows_R])
+        self.latent_BZ[rows_R] = torch.where(stored_R1, latents_RZ, self.latent_BZ[rows_R])
+        self.equal_B[rows_R] = torch.where(ends_R, 0, counted_R)
+        self.tosses_B[rows_R] = torch.where(tossing_R & ~ends_R, tosses_R + 1, 0)
+        self.done_B[rows_R] |= matches_R & complete_R
+
+
+def exact_temperature(draw: Callable[[Tensor, int], Draws], rows_B: Tensor, temperature: float, budget: int) -> Draws:
+    """Draw one chunk per row from exactly P(x)^(1/T) / Z, by rejection.
+
+    1/T = n + a. Draw until n chunks in a row are equal; then, for a > 0, toss a coin of probability P(x)^a with the
+    Bernoulli factory: for i = 1, 2, ... draw; accept if it equals x, otherwise reject with probability a / i. A
+    rejection starts over with the next draw. All rows advance in lockstep, and only undecided rows are drawn for.
+    Expected draws per row: at most n + 1/(1 - a) for each of 1 / sum_x P(x)^(1/T) attempts.
+
+    Args:
+        draw: Maps some of the rows (R,) and a number to fresh independent draws: (R, num, K) and (R, num, Z).
+        rows_B: The rows, 0 to B - 1, on the device of the draws, (B,).
+        temperature: T in (0, 1].
+        budget: Most draws per row.
+
+    Returns:
+        The chunks (B, K), and the latents (B, Z) of one of the equal draws each.
+
+    Raises:
+        SamplingError: T is not in (0, 1], or the budget is spent while rows are undecided.
+
+    Source: arXiv 2510.27688, exact temperature sampling.
+    """
+    n, rest = split_inverse(temperature)
+    attempts: _Attempts | None = None
+    open_R, spent, num = rows_B, 0, n + math.ceil(rest)
+    while len(open_R):
+        num = min(num, budget - spent)
+        if num < 1:
+            raise SamplingError(
+                f"exact sampling at temperature {temperature:g} has spent its budget of {budget} samples per chunk, "
+                f"with {len(open_R)} of {len(rows_B)} rows undecided: raise the budget (--budget), choose a "
+                f"temperature nearer 1, or use the batch algorithm (--method batch)"
+            )
+        fresh = draw(open_R, num)
+        attempts = attempts or _Attempts(len(rows_B), n, rest, fresh)
+        for one in range(num):
+            attempts.take(open_R, fresh.tokens[:, one], fresh.latents[:, one])
+        open_R = rows_B[~attempts.done_B]
+        spent, num = spent + num, min(2 * num, LARGEST_DRAW)
+    assert attempts is not None, "no rows"
+    return Draws(attempts.chunk_BK, attempts.latent_BZ)

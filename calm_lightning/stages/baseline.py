@@ -11,11 +11,9 @@ from torch.nn import functional
 
 from calm_lightning.language_model.baseline import TokenLM
 from calm_lightning.metrics import names
-from calm_lightning.metrics.brier_lm import brier_from_probabilities
-from calm_lightning.sampling.continuations import baseline_probabilities
 from calm_lightning.sampling.generate import generate_tokens
 from calm_lightning.stages.config import EvaluationConfig, OptimConfig
-from calm_lightning.stages.scoring import ScoredStage
+from calm_lightning.stages.scoring import ScoredStage, StartScores, token_scores
 
 
 class BaselineStage(ScoredStage):
@@ -34,10 +32,9 @@ class BaselineStage(ScoredStage):
         logits_BTV = self.model(tokens_BT[:, :-1])
         return functional.cross_entropy(logits_BTV.flatten(0, 1).float(), tokens_BT[:, 1:].flatten())
 
-    def scores(self, tokens_BT: Tensor, starts_G: Tensor) -> Tensor:
-        """Return Brier-1..4 from exact P(y) and sampled prefixes per start position, (B, G, 4)."""
-        gold_BG4, collision_BG4, _ = baseline_probabilities(self.model, tokens_BT, starts_G, self.evaluation.samples)
-        return brier_from_probabilities(gold_BG4, collision_BG4)
+    def scores(self, tokens_BT: Tensor, starts_G: Tensor) -> StartScores:
+        """Score exact P(y) and S sampled prefixes per start position."""
+        return token_scores(self.model, tokens_BT, starts_G, self.evaluation.samples)
 
     @torch.no_grad()
     def generate(self, prompt_T: Tensor, num_tokens: int, temperature: float) -> Tensor:

@@ -31,10 +31,16 @@ LEVELS = {
     "stages": 4,
     "tracking": 4,
     "checkpoints": 4,
-    "config": 5,
-    "assembly": 6,
-    "run": 7,
-    "cli": 8,
+    "validation": 5,
+    "config": 6,
+    "assembly": 7,
+    "models": 8,
+    "run": 8,
+    "importing": 9,
+    "exporting": 9,
+    "evaluation": 9,
+    "generation": 9,
+    "cli": 10,
 }
 """A room of calm_lightning imports only itself and rooms on lower levels."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from calm_lightning.config import conf_dir, find_preset, list_presets, load_config, read_yaml, to_yaml
+from calm_lightning.language_model.heads.registry import HEADS
 from calm_lightning.metrics import names
 from sweeps.config import find_sweep, list_sweeps, load_sweep, sweep_to_yaml
 from sweeps.space import points
@@ -50,5 +51,7 @@ def test_no_file_in_conf_is_left_out() -> None:
 def test_every_logged_name_has_a_unit() -> None:
     single = {value for key, value in vars(names).items() if key.isupper() and isinstance(value, str)}
     several = {name for value in vars(names).values() if isinstance(value, tuple) for name in value}
-    assert single | several == set(names.UNITS)
+    by_head = set(names.VAL_HEAD_LOSS.values())
+    assert set(names.VAL_HEAD_LOSS) == set(HEADS)
+    assert single | several | by_head == set(names.UNITS)
     assert all(unit for unit in names.UNITS.values())

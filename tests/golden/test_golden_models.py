@@ -1,8 +1,7 @@
-"""Every model against numbers the authors' implementation produced (float32, CPU)."""
+"""Every model against numbers the authors' implementation produced (float32, CPU), read through the importer."""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,33 +11,25 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from calm_lightning.autoencoder.config import AutoencoderConfig
 from calm_lightning.autoencoder.loss import autoencoder_loss, kl_per_dimension
 from calm_lightning.autoencoder.model import ChunkAutoencoder
-from calm_lightning.checkpoints.released import autoencoder_weights, baseline_weights, calm_weights
+from calm_lightning.checkpoints.files import read_weights
+from calm_lightning.checkpoints.released import Released, read_released
+from calm_lightning.checkpoints.translate import same
+from calm_lightning.exporting import export_run
+from calm_lightning.importing import import_released
 from calm_lightning.language_model.baseline import TokenLM
 from calm_lightning.language_model.calm import ContinuousLM
-from calm_lightning.language_model.config import LanguageModelConfig
-from calm_lightning.language_model.heads.energy import energy_score
+from calm_lightning.language_model.heads.energy import EnergyHead, energy_score
 
 GOLDEN = Path(os.environ.get("CALM_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden numbers at {GOLDEN}; set CALM_GOLDEN")
 
 
-def cases(kind: str) -> list[Any]:
-    found = sorted((GOLDEN / kind).glob("*/case.safetensors"))
-    return [pytest.param(path.parent, id=f"{kind}-{path.parent.name}") for path in found]
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "checkpoint" / "config.json").read_text())
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    safe = folder / "checkpoint" / "model.safetensors"
-    if safe.exists():
-        return load_file(safe)
-    return torch.load(folder / "checkpoint" / "pytorch_model.bin", weights_only=True)
+def checkpoints(kind: str) -> list[Any]:
+    """Return every checkpoint directory of a kind, its pickled twins included."""
+    found = sorted(path.parent for path in GOLDEN.glob(f"{kind}/*/checkpoint*/config.json"))
+    return [pytest.param(path, id=path.relative_to(GOLDEN).as_posix()) for path in found]
 
 
 def close(ours: Tensor, theirs: Tensor, relative: float = 1e-5) -> None:
@@ -46,36 +37,18 @@ def close(ours: Tensor, theirs: Tensor, relative: float = 1e-5) -> None:
     torch.testing.assert_close(ours, theirs, rtol=relative, atol=float(relative * scale))
 
 
-def released_autoencoder(folder: Path) -> ChunkAutoencoder:
-    config = read_config(folder)
-    shape = AutoencoderConfig(
-        d=config["hidden_size"],
-        intermediate=config["intermediate_size"],
-        encoder_layers=config["num_encoder_layers"],
-        decoder_layers=config["num_decoder_layers"],
-        beta=config["kl_weight"],
-        kl_clip=config["kl_clamp"],
-        norm_eps=config["rms_norm_eps"],
-    )
-    model = ChunkAutoencoder(shape, config["patch_size"], config["latent_size"], config["vocab_size"]).eval()
-    model.load_state_dict(autoencoder_weights(read_weights(folder), shape.encoder_layers, shape.decoder_layers))
+def autoencoder_of(released: Released) -> ChunkAutoencoder:
+    codec = released.codec() or released
+    assert codec.autoencoder is not None
+    shape = codec.model
+    model = ChunkAutoencoder(codec.autoencoder, shape.K, shape.latent_width(), codec.vocabulary).eval()
+    model.load_state_dict(codec.weights)
     return model
 
 
-def backbone_config(config: dict[str, Any]) -> LanguageModelConfig:
-    return LanguageModelConfig(
-        d=config["hidden_size"],
-        intermediate=config["intermediate_size"],
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        rope_theta=config["rope_theta"],
-        norm_eps=config["rms_norm_eps"],
-    )
-
-
-@pytest.mark.parametrize("folder", cases("autoencoder"))
+@pytest.mark.parametrize("folder", checkpoints("autoencoder"))
 def test_autoencoder(folder: Path) -> None:
-    model, case = released_autoencoder(folder), load_file(folder / "case.safetensors")
+    model, case = autoencoder_of(read_released(folder)), load_file(folder.parent / "case.safetensors")
     tokens_CK = case["input_ids"].reshape(-1, model.K)
     with torch.no_grad():
         mean, log_std = model.encode(tokens_CK)
@@ -93,20 +66,16 @@ def test_autoencoder(folder: Path) -> None:
     close(loss.total, case["training_loss_no_dropout"].squeeze())
 
 
-@pytest.mark.parametrize("folder", cases("energy"))
+@pytest.mark.parametrize("folder", checkpoints("energy"))
 def test_energy_language_model(folder: Path) -> None:
-    config, case = read_config(folder), load_file(folder / "case.safetensors")
-    shape = backbone_config(config)
-    shape.K, shape.l = config["patch_size"], config["latent_size"]
-    shape.head_blocks, shape.noise_size = config["num_mlp_layers"], config["noise_size"]
-    model = ContinuousLM(shape, config["vocab_size"]).eval()
-    weights = read_weights(folder)
-    model.load_state_dict(calm_weights(weights, shape.layers, shape.head_blocks))
-    tokens_BLK = case["input_ids"].unflatten(1, (-1, shape.K))
+    released, case = read_released(folder), load_file(folder.parent / "case.safetensors")
+    model = ContinuousLM(released.model, released.vocabulary).eval()
+    model.load_state_dict(released.weights)
+    assert isinstance(model.head, EnergyHead)
+    tokens_BLK = case["input_ids"].unflatten(1, (-1, model.K))
     with torch.no_grad():
         close(model.input(tokens_BLK[:, :-1]), case["compressed_input"])
-        hidden_BLD = model(tokens_BLK[:, :-1])
-        close(hidden_BLD, case["hidden"])
+        close(model(tokens_BLK[:, :-1]), case["hidden"])
         draws_NPZ = model.head(case["hidden"].flatten(0, 1), case["head_noise"])
     close(draws_NPZ, case["head_samples"])
     targets_MPZ = case["target_mean"] + case["target_eps"] * case["target_log_std"].exp()
@@ -117,21 +86,42 @@ def test_energy_language_model(folder: Path) -> None:
         score_P = energy_score(case["head_samples"][: int(N)], targets_MPZ, float(alpha))
         close(score_P, case[name])
         close(-score_P.mean(), case[name.replace("score", "loss")].squeeze())
-    if "decoded_1" in case:
-        autoencoder = released_autoencoder(GOLDEN / "autoencoder" / folder.name)
-        # Loading the language model untied the released autoencoder's logits matrix; the case was made with that one.
-        logits_VE = weights["ae_model.decoder.lm_head_weight"]
-        for index in (1, 2):
-            with torch.no_grad():
-                logits_PKV = autoencoder.decoder(case["head_samples"][index - 1]) @ logits_VE.T
-            assert torch.equal(logits_PKV.argmax(-1), case[f"decoded_{index}"].flatten(0, 1).long())
 
 
-@pytest.mark.parametrize("folder", cases("baseline"))
+@pytest.mark.parametrize("folder", checkpoints("energy"))
+def test_autoencoder_of_the_language_model_decodes_its_draws(folder: Path) -> None:
+    case = load_file(folder.parent / "case.safetensors")
+    decoded = sorted(name for name in case if name.startswith("decoded_"))
+    if not decoded:
+        pytest.skip("the case holds no decoded tokens (K < 4)")
+    model = autoencoder_of(read_released(folder))
+    for name in decoded:
+        with torch.no_grad():
+            tokens_PK = model.decode_tokens(case["head_samples"][int(name.removeprefix("decoded_")) - 1])
+        assert torch.equal(tokens_PK, case[name].flatten(0, 1).long())
+
+
+@pytest.mark.parametrize("folder", checkpoints("baseline"))
 def test_baseline(folder: Path) -> None:
-    config, case = read_config(folder), load_file(folder / "case.safetensors")
-    shape = backbone_config(config)
-    model = TokenLM(shape, config["vocab_size"]).eval()
-    model.load_state_dict(baseline_weights(read_weights(folder), shape.layers))
+    released, case = read_released(folder), load_file(folder.parent / "case.safetensors")
+    model = TokenLM(released.model, released.vocabulary).eval()
+    model.load_state_dict(released.weights)
     with torch.no_grad():
         close(model(case["input_ids"]), case["logits"])
+
+
+@pytest.mark.parametrize("folder", checkpoints("*"))
+def test_import_export_import_loses_no_bit(folder: Path, tmp_path: Path) -> None:
+    first = import_released(folder, tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "exported", "300KB")
+    again = import_released(tmp_path / "exported", tmp_path / "again")
+    assert again.released.identity == first.released.identity
+    assert again.released.weights.keys() == first.released.weights.keys()
+    original, exported = read_weights(folder), read_weights(tmp_path / "exported")
+    assert original.keys() <= exported.keys()
+    assert [name for name, tensor in original.items() if not same(tensor, exported[name])] == []
+    if first.released.stage == "calm":
+        embedded = {
+            f"ae_model.{name}": tensor for name, tensor in read_weights(tmp_path / "exported/autoencoder").items()
+        }
+        assert all(same(tensor, exported[name]) for name, tensor in embedded.items())

@@ -17,7 +17,9 @@ import pytest
 
 from calm_lightning.config import RunConfig, load_config
 from calm_lightning.errors import CheckpointError, ConfigError, DivergenceError
+from calm_lightning.language_model.calm import ContinuousLM
 from calm_lightning.metrics import names
+from calm_lightning.models import open_model
 from calm_lightning.run import RunResult, execute, read_result
 from calm_lightning.tracking.journal import by_step, read_journal
 from data_pipelines.prepare import prepare
@@ -127,10 +129,20 @@ def numbers(result: RunResult) -> dict[int, dict[str, float]]:
         ("calm", 2, ["trainer.accumulate_grad_batches=2"]),
         ("calm", 2, ["optim.ema_decay=0.9"]),
         ("calm", 2, ["evaluation.every_steps=0", "trainer.accumulate_grad_batches=3"]),
+        ("calm", 2, ["model.head=flow", "model.input=both"]),
         ("autoencoder", 2, []),
         ("baseline", 2, []),
     ],
-    ids=["calm", "calm-K3-workers", "calm-accumulate", "calm-ema", "calm-unevaluated", "autoencoder", "baseline"],
+    ids=[
+        "calm",
+        "calm-K3-workers",
+        "calm-accumulate",
+        "calm-ema",
+        "calm-unevaluated",
+        "calm-flow-both",
+        "autoencoder",
+        "baseline",
+    ],
 )
 def test_killed_twice_equals_never_killed(
     place: Path,
@@ -172,6 +184,51 @@ def test_an_average_survives_a_kill_between_the_last_step_and_the_result(
         (folder / lost).unlink()
     assert not execute(config, progress=False).reused
     assert (folder / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.head=flow", "model.sampling_steps=2"],
+        ["model.head=flow", "model.solver=euler"],
+        ["model.head=diffusion", "model.sampling_steps=4"],
+        ["model.head=diffusion", "model.sampling_steps=4", "model.solver=ddim", "model.N=1"],
+        ["model.input=latent"],
+        ["model.input=both", "model.noise=gaussian", "model.alpha=1.5"],
+    ],
+    ids=" ".join,
+)
+def test_every_head_and_input_trains_scores_and_writes(
+    place: Path, autoencoders: dict[int, Path], tmp_path: Path, overrides: list[str]
+) -> None:
+    few = ["trainer.max_steps=6", "evaluation.every_steps=3", f"autoencoder_run={autoencoders[2]}", "model.K=2"]
+    config = replace(configure(place, "calm", *few, *overrides), work_dir=str(tmp_path))
+    result = execute(config, progress=False)
+    assert names.VAL_HEAD_LOSS[config.model.head] in result.metrics
+    assert [point.step for point in result.points] == [0, 3, 6]
+    assert result.text.partition("--- continuation\n")[2]
+    opened = open_model(result.run_dir)
+    assert isinstance(opened.model, ContinuousLM) and opened.tokenizer is not None
+    assert opened.model.reads_latents == (config.model.input != "discrete")
+    assert opened.lineage["autoencoder"]
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["model.head=gan"], r"model\.head=gan must be one of energy, flow, diffusion"),
+        (["model.head=flow", "model.solver=ddpm"], r"model\.solver=ddpm must be one of midpoint, euler"),
+        (["model.sampling_steps=4"], r"model\.head=energy draws in one step"),
+        (["model.head=diffusion", "model.sampling_steps=1"], r"sampling_steps=1 must lie between 2 and 1000"),
+        (["model.input=words"], r"model\.input=words must be one of discrete, latent, both"),
+        (["model.noise=pink"], r"model\.noise=pink must be one of uniform, gaussian"),
+        (["model.alpha=2.5"], r"model\.alpha=2\.5 must lie in \(0, 2\]"),
+        (["model.N=1"], r"model\.N=1 must be at least 2"),
+    ],
+)
+def test_a_head_that_cannot_be_is_one_sentence(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(overrides, stage="calm")
 
 
 def test_a_damaged_result_is_one_sentence(place: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from calm_lightning.language_model.config import LanguageModelConfig
 from calm_lightning.language_model.heads.energy import EnergyHead, energy_score
 
 
@@ -127,7 +128,7 @@ def test_no_tensor_of_every_difference_is_made() -> None:
 
 def test_head_draws_are_independent_over_draws_and_positions_and_see_the_condition() -> None:
     torch.manual_seed(0)
-    head = EnergyHead(16, 6, 5, 2)
+    head = EnergyHead(LanguageModelConfig(d=16, l=6, noise_size=5, head_blocks=2))
     assert (head.sample(torch.randn(3, 16), 4) == 0).all(), "the last linear starts at zero"
     torch.nn.init.normal_(head.to_latent.weight)
     same_P = torch.randn(1, 16).expand(3, 16)

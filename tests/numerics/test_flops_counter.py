@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from calm_lightning.autoencoder.config import AutoencoderConfig
 from calm_lightning.autoencoder.model import ChunkAutoencoder
 from calm_lightning.backbone.transformer import BranchCache
 from calm_lightning.flops import autoencoder_flops, baseline_flops, calm_flops
+from calm_lightning.flops.heads import head_size
 from calm_lightning.language_model.baseline import TokenLM
 from calm_lightning.language_model.calm import ContinuousLM
 from calm_lightning.language_model.config import LanguageModelConfig
+from calm_lightning.language_model.heads.registry import HEADS, build_head
 from calm_lightning.stages.autoencoder import AutoencoderStage
 from calm_lightning.stages.baseline import BaselineStage
 from calm_lightning.stages.calm import CalmStage
@@ -77,6 +80,27 @@ def test_calm_training_equals_the_counter(K: int, N: int) -> None:
     assert counted_by_module(forward, "ContinuousLM.backbone") == B * trunk
     training = counted(lambda: stage.loss(tokens(T)).backward())
     assert training.get_total_flops() == B * report.training_per_block_total
+
+
+@pytest.mark.parametrize("head", ["energy", "flow", "diffusion"])
+@pytest.mark.parametrize("read", ["discrete", "latent", "both"])
+def test_every_head_and_input_trains_at_the_stated_cost(head: str, read: str) -> None:
+    config = replace(model_config(4), head=head, input=read)
+    stage = calm_stage(config)
+    report = calm_flops(config, AUTO, V, T, attention="full")
+    assert counted(lambda: stage.loss(tokens(T))).get_total_flops() == pytest.approx(B * report.forward_per_block_total)
+    training = counted(lambda: stage.loss(tokens(T)).backward())
+    assert training.get_total_flops() == pytest.approx(B * report.training_per_block_total)
+
+
+@pytest.mark.parametrize("solver, steps", [("midpoint", 4), ("euler", 3), ("ddpm", 5), ("ddim", 7)])
+@torch.no_grad()
+def test_a_draw_costs_its_steps(solver: str, steps: int) -> None:
+    head = "flow" if solver in HEADS["flow"].solvers else "diffusion"
+    config = replace(model_config(4), head=head, solver=solver, sampling_steps=steps)
+    network = build_head(config)
+    counter = counted(lambda: network.sample(torch.randn(1, config.d), 1))
+    assert counter.get_total_flops() == head_size(config).generation
 
 
 def test_baseline_training_equals_the_counter() -> None:

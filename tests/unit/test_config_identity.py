@@ -11,7 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from calm_lightning import config as config_module
-from calm_lightning.config import STAGES, RunConfig, identity, load_config, merge
+from calm_lightning.config import RunConfig, identity, load_config, merge
+from calm_lightning.validation import STAGES
 
 NOWHERE = {"work_dir", "name", "autoencoder_run", "checkpoint_steps", "data.corpus", "data.workers"}
 OF_ONE_STAGE = {

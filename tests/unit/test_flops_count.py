@@ -21,7 +21,8 @@ from calm_lightning.flops.cost import model_cost
 from calm_lightning.flops.paper import PUBLISHED
 from calm_lightning.language_model.baseline import TokenLM
 from calm_lightning.language_model.calm import ContinuousLM
-from calm_lightning.language_model.config import LanguageModelConfig
+from calm_lightning.language_model.config import INPUTS, LanguageModelConfig
+from calm_lightning.language_model.heads.registry import HEADS
 
 PRESETS = ["autoencoder", *PUBLISHED]
 MODEL = LanguageModelConfig(K=4, d=64, intermediate=160, layers=2, heads=4, head_blocks=1)
@@ -144,11 +145,26 @@ def test_fewer_positions_per_token_with_larger_chunks() -> None:
     assert costs[0] / costs[2] == pytest.approx(767 / 191)
 
 
-def test_unknown_stage_and_unknown_head_are_refused() -> None:
+def test_an_unknown_stage_is_refused() -> None:
     with pytest.raises(ConfigError, match="stage=calmer must be one of"):
         for_stage("calmer", MODEL, AutoencoderConfig(), 1000, 96)
-    with pytest.raises(ConfigError, match=r"model\.head=flow"):
-        for_stage("calm", replace(MODEL, head="flow"), AutoencoderConfig(), 1000, 96)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("read", INPUTS)
+def test_parameters_of_every_head_and_input_equal_the_real_modules(head: str, read: str) -> None:
+    config = replace(MODEL, head=head, input=read)
+    report = for_stage("calm", config, AutoencoderConfig(), 1000, 96)
+    assert report.parameters_total == module_parameters("calm", config, AutoencoderConfig(), 1000)
+
+
+def test_more_sampling_steps_cost_more_inference_and_no_more_training() -> None:
+    few, many = (
+        for_stage("calm", replace(MODEL, head="flow", sampling_steps=steps), AutoencoderConfig(), 1000, 96)
+        for steps in (4, 40)
+    )
+    assert many.training_per_block == few.training_per_block
+    assert 9 < many.inference_per_token["head"] / few.inference_per_token["head"] < 10
 
 
 def test_counting_does_not_import_torch() -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calm_lightning.backbone.transformer import init_xavier
-
-NORM_EPS = 1e-6
+from calm_lightning.language_model.config import LanguageModelConfig
+from calm_lightning.language_model.heads.base import NORM_EPS, GenerativeHead
 
 
 class EnergyBlock(nn.Module):
@@ -37,22 +37,21 @@ class EnergyBlock(nn.Module):
         return noise_NPD + self.down(functional.silu(gate_NPD) * up_NPD)
 
 
-class EnergyHead(nn.Module):
-    """Draws latents from a hidden state and uniform noise in one forward pass.
+class EnergyHead(GenerativeHead):
+    """Draws latents from a hidden state and noise in one forward pass.
 
     Args:
-        d: Width of the hidden state and of the head.
-        l: Latent dimension.
-        noise_size: Dimension of the noise, drawn from U(-0.5, 0.5).
-        blocks: Number of residual blocks.
+        config: Shape of the head (d, l, noise, noise_size, head_blocks) and of its loss (N, M, alpha).
 
     Source: arXiv 2510.27688, the energy-based generative head.
     """
 
-    def __init__(self, d: int, l: int, noise_size: int, blocks: int) -> None:
+    def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__()
-        self.noise_size = noise_size
-        self.noise_embedding = nn.Linear(noise_size, d)
+        d, l, blocks = config.d, config.latent_width(), config.head_blocks
+        self.noise, self.noise_size = config.noise, config.noise_size
+        self.N, self.targets, self.alpha = config.N, config.M, config.alpha
+        self.noise_embedding = nn.Linear(config.noise_size, d)
         self.noise_norm = nn.LayerNorm(d, eps=NORM_EPS)
         self.hidden_embedding = nn.Linear(d, d)
         self.hidden_norm = nn.LayerNorm(d, eps=NORM_EPS)
@@ -63,6 +62,11 @@ class EnergyHead(nn.Module):
         init_xavier(self)
         nn.init.zeros_(self.to_latent.weight)
 
+    @classmethod
+    def from_config(cls, config: LanguageModelConfig) -> EnergyHead:
+        """See `GenerativeHead.from_config`."""
+        return cls(config)
+
     def forward(self, hidden_PD: Tensor, noise_NPU: Tensor) -> Tensor:
         """Return the latents (N, P, Z) that noise (N, P, noise_size) makes of hidden states (P, D)."""
         condition_PD = self.hidden_norm(self.hidden_embedding(hidden_PD))
@@ -72,9 +76,15 @@ class EnergyHead(nn.Module):
         return self.to_latent(functional.silu(self.final_hidden(self.final_norm(state_NPD))))
 
     def sample(self, hidden_PD: Tensor, num: int) -> Tensor:
-        """Draw `num` latents per hidden state (P, D), independently: (num, P, Z)."""
-        noise_NPU = torch.rand((num, hidden_PD.shape[0], self.noise_size), device=hidden_PD.device) - 0.5
-        return self.forward(hidden_PD, noise_NPU)
+        """See `GenerativeHead.sample`."""
+        shape = (num, hidden_PD.shape[0], self.noise_size)
+        if self.noise == "gaussian":
+            return self.forward(hidden_PD, torch.randn(shape, device=hidden_PD.device))
+        return self.forward(hidden_PD, torch.rand(shape, device=hidden_PD.device) - 0.5)
+
+    def loss(self, hidden_PD: Tensor, targets_MPZ: Tensor) -> Tensor:
+        """See `GenerativeHead.loss`: the energy loss of N fresh draws."""
+        return -energy_score(self.sample(hidden_PD, self.N), targets_MPZ, self.alpha)
 
 
 def _distances(x_PNZ: Tensor, y_PMZ: Tensor, alpha: float) -> Tensor:
@@ -84,8 +94,10 @@ def _distances(x_PNZ: Tensor, y_PMZ: Tensor, alpha: float) -> Tensor:
     """
     squares = x_PNZ.square().sum(-1).unsqueeze(2) + y_PMZ.square().sum(-1).unsqueeze(1)
     squared_PNM = torch.baddbmm(squares, x_PNZ, y_PMZ.transpose(1, 2), alpha=-2)
-    # Below the smallest normal float the root's gradient is infinite; clamp makes it zero there.
-    return squared_PNM.clamp(min=torch.finfo(squared_PNM.dtype).tiny) ** (alpha / 2)
+    # Below the smallest normal float the root's gradient is infinite; clamp makes it zero there. A small alpha would
+    # turn that smallest float into a distance worth noticing, so it is masked out of the value, too.
+    tiny = torch.finfo(squared_PNM.dtype).tiny
+    return (squared_PNM.clamp(min=tiny) ** (alpha / 2)) * (squared_PNM > tiny)
 
 
 def energy_score(draws_NPZ: Tensor, targets_MPZ: Tensor, alpha: float) -> Tensor:
