@@ -35,7 +35,7 @@ from calm_lightning.metrics.protocol import (
     Protocol,
 )
 from calm_lightning.models import OpenModel
-from calm_lightning.sampling.continuations import HORIZON, MAX_ELEMENTS, start_positions
+from calm_lightning.sampling.continuations import HORIZON, largest_tensor, start_positions
 from calm_lightning.stages.scoring import add_scores, chunk_scores, token_scores
 from calm_lightning.tracking.provenance import commit
 
@@ -314,7 +314,7 @@ def _reconstruct(
         assert batch.documents is not None
         documents.update(batch.documents.unique().tolist())
         chunks += len(tokens_CK)
-        for part_CK in tokens_CK.split(max(1, MAX_ELEMENTS // (model.K * model.vocabulary))):
+        for part_CK in tokens_CK.split(max(1, largest_tensor(device) // (model.K * model.vocabulary))):
             sums_4 += len(part_CK) * _reconstruct_part(model, part_CK)
     means = (sums_4 / chunks).tolist()
     return Reconstruction(*means), len(documents)

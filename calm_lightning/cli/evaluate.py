@@ -71,15 +71,11 @@ def evaluate(
 ) -> None:
     """Score a language model with BrierLM, or an autoencoder by its reconstruction.
 
-    Every score carries its protocol: block length, start positions, samples, text, tokenizer, precision, commit. Scores
-    with different protocols are not comparable; the block length alone moves BrierLM by about 30 percent.
+    Every score carries its protocol. Scores with different protocols are not comparable: the block length alone
+    moves BrierLM by about 30 percent.
 
     Example: calm eval runs/calm/calm-K4-l128-N8-d192-s0-0123456789 --split test
     """
-    import json
-
-    from rich.console import Console
-
     from calm_lightning.errors import ConfigError
     from calm_lightning.evaluation import EvaluationOptions
     from calm_lightning.evaluation import evaluate as run_evaluation
@@ -96,7 +92,16 @@ def evaluate(
     found_text = _read_text(opened, text, tokenizer) if text is not None else _open_split(opened, split)
     with _progress_bar(hidden=as_json) as on_batch:
         found = run_evaluation(opened, found_text, options, on_batch)
-    document = json.dumps({"model": str(model), **found.to_dict()}, indent=2)
+    _report(found, model, as_json, out)
+
+
+def _report(found: Evaluation, model: Path, as_json: bool, out: Path | None) -> None:
+    """Print tables or the JSON document, and write the document where asked."""
+    import json
+
+    from rich.console import Console
+
+    document = json.dumps({"path": str(model), **found.to_dict()}, indent=2)
     if out is not None:
         _write(out, document + "\n")
     if as_json:

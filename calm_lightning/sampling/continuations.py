@@ -4,8 +4,9 @@ BrierLM scores the 4 tokens after a start position. One latent gives K tokens, s
 continued along its own tokens; for the baseline, along its own sampled tokens. The true text is read once; then all
 branches of as many positions as the memory allows advance together (`Transformer.branch_step`).
 
-Memory: attention weights (B, heads, R, L) and logits (R, V) of a slice of positions stay below `MAX_ELEMENTS`, down to
-one position of every block at a time. Smaller slices are also faster on CPUs, whose caches they fit.
+Memory: attention weights (B, heads, R, L) and logits (R, V) of a slice of positions stay below `largest_tensor`, down to
+one position of every block at a time. On CPUs smaller slices are also faster, up to a point: they fit the caches, and a
+slice looks at no more of the prefix than its last position may see.
 
 Shape suffixes: B blocks, T tokens, L chunks, K tokens per chunk, G start positions per block, S samples, H tokens
 after a start, R = G * S branches, D width, V vocabulary, Z latent dimension.
@@ -27,8 +28,8 @@ from calm_lightning.sampling.codec import Codec, true_latents
 
 HORIZON = 4
 """Tokens that BrierLM scores after each start position (n = 1..4)."""
-MAX_ELEMENTS = 2**24
-"""Elements of attention weights or logits held at once (64 MiB in float32; a few such tensors live at a time)."""
+ATTENTION_COPIES = 4
+"""Tensors of the size of the attention weights that live at once: logits, masked, softmax, cast."""
 
 
 class TokenScores(NamedTuple):
@@ -61,6 +62,14 @@ def targets_at(tokens_BT: Tensor, starts_G: Tensor, horizon: int = HORIZON) -> T
     return tokens_BT[:, starts_G.unsqueeze(1) + torch.arange(horizon, device=starts_G.device)]
 
 
+def largest_tensor(device: torch.device) -> int:
+    """Return how many elements of logits are held at once, and of all copies of attention weights together.
+
+    In float32 32 MiB on CPUs (at V = 4,096 and blocks of 1,024 the fastest of 2^18 to 2^24), 256 MiB on GPUs.
+    """
+    return 2**23 if device.type == "cpu" else 2**26
+
+
 def scored_tokens(model: ContinuousLM) -> int:
     """Return how many tokens after a start position are worth scoring: all that BrierLM or one latent covers."""
     return max(HORIZON, model.K)
@@ -73,7 +82,7 @@ def continue_chunks(
     starts_G: Tensor,
     samples: int,
     horizon: int = HORIZON,
-    max_elements: int = MAX_ELEMENTS,
+    max_elements: int | None = None,
 ) -> Tensor:
     """Draw continuations at every start position.
 
@@ -84,7 +93,7 @@ def continue_chunks(
         starts_G: Start positions, (G,), multiples of K, at least K; on the CPU they cost no wait for the device.
         samples: Samples S per position.
         horizon: Tokens H of each continuation.
-        max_elements: See `MAX_ELEMENTS`.
+        max_elements: Bound on the size of tensors instead of `largest_tensor`.
 
     Returns:
         Sampled tokens, (B, G, S, H).
@@ -99,10 +108,11 @@ def continue_chunks(
         hidden_BLD = model.backbone(input_BLD)
     else:
         hidden_BLD, prefix = model.backbone.prefill(input_BLD)
-        per_branch = max(per_branch, model.config.heads * chunks_BLK.shape[1])
+        per_branch = max(per_branch, ATTENTION_COPIES * model.config.heads * chunks_BLK.shape[1])
+    limit = max_elements or largest_tensor(tokens_BT.device)
     drawn = [
         _grow(model, codec, hidden_BLD, prefix, lengths, samples, steps)
-        for lengths in _slices(prefix_chunks, B * samples * per_branch, max_elements)
+        for lengths in _slices(prefix_chunks, B * samples * per_branch, limit)
     ]
     return torch.cat(drawn, dim=1)[..., :horizon]
 
@@ -145,7 +155,7 @@ def _grow(
 
 
 def baseline_probabilities(
-    model: TokenLM, tokens_BT: Tensor, starts_G: Tensor, samples: int, max_elements: int = MAX_ELEMENTS
+    model: TokenLM, tokens_BT: Tensor, starts_G: Tensor, samples: int, max_elements: int | None = None
 ) -> TokenScores:
     """Return what Brier scores need of a softmax model: gold and collision probabilities, exact where they can be.
 
@@ -160,7 +170,7 @@ def baseline_probabilities(
         tokens_BT: True tokens, (B, T).
         starts_G: Start positions, (G,), at least 1; on the CPU they cost no wait for the device.
         samples: Samples S of each prefix, at least 2.
-        max_elements: See `MAX_ELEMENTS`.
+        max_elements: Bound on the size of tensors instead of `largest_tensor`.
 
     Raises:
         ValueError: Fewer than two samples.
@@ -171,10 +181,11 @@ def baseline_probabilities(
         raise ValueError(f"BrierLM needs at least 2 samples per position, got {samples}")
     B, V, starts = len(tokens_BT), model.vocabulary, starts_G.tolist()
     hidden_BTD, prefix = model.backbone.prefill(model.embedding(tokens_BT[:, : max(starts) + HORIZON - 1]))
-    gold_BG4 = _gold_probabilities(model, hidden_BTD, tokens_BT, starts, max_elements)
-    per_branch = max(V, model.config.heads * max(starts))
+    limit = max_elements or largest_tensor(tokens_BT.device)
+    gold_BG4 = _gold_probabilities(model, hidden_BTD, tokens_BT, starts, limit)
+    per_branch = max(V, ATTENTION_COPIES * model.config.heads * max(starts))
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for lengths in _slices(starts, B * samples * per_branch, max_elements):
+    for lengths in _slices(starts, B * samples * per_branch, limit):
         target_BG4 = targets_at(tokens_BT, torch.tensor(lengths))
         parts.append(_branch_probabilities(model, hidden_BTD, _seen(prefix, lengths), lengths, target_BG4, samples))
     return TokenScores(gold_BG4, *(torch.cat(part, dim=1) for part in zip(*parts, strict=True)))

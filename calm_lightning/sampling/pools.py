@@ -28,8 +28,10 @@ from calm_lightning.language_model.heads.base import GenerativeHead
 from calm_lightning.sampling.codec import Codec
 from calm_lightning.sampling.temperature import Draws, weights_from_counts
 
-PROPOSALS = 8
-"""Random n-subsets per row and step: more cost more decoding where they fail, fewer fail more often."""
+FIRST_PROPOSALS = 8
+"""Random n-subsets per row from the undrawn pool: enough where one chunk stands out, little where none does."""
+PROPOSALS = 32
+"""Random n-subsets per row and later round. What they decode in vain the next round has need of anyway."""
 
 
 class LazyPool:
@@ -114,7 +116,8 @@ def choose_lazily(pool: LazyPool, inverse_temperature: int) -> Draws:
     group_P = open_X.repeat_interleave(S)  # samples that agree so far
     count_P = torch.full_like(group_P, S)  # how many they are
     for position in range(pool.K):
-        chosen_R[open_X] = _propose(pool, open_X, group_P.view(-1, S), count_P.view(-1, S), n)
+        num = PROPOSALS if position else FIRST_PROPOSALS
+        chosen_R[open_X] = _propose(pool, open_X, group_P.view(-1, S), count_P.view(-1, S), n, num)
         open_X = (chosen_R < 0).nonzero().squeeze(1)
         if len(open_X) == 0:
             return pool.take(chosen_R)
@@ -131,7 +134,7 @@ def choose_lazily(pool: LazyPool, inverse_temperature: int) -> Draws:
     return pool.take(chosen_R)
 
 
-def _propose(pool: LazyPool, rows_X: Tensor, group_RS: Tensor, count_RS: Tensor, n: int) -> Tensor:
+def _propose(pool: LazyPool, rows_X: Tensor, group_RS: Tensor, count_RS: Tensor, n: int, num: int) -> Tensor:
     """Propose random n-subsets within groups of samples and return the first whose members are equal.
 
     Every n-subset that lies within a group of its row is equally likely.
@@ -142,6 +145,7 @@ def _propose(pool: LazyPool, rows_X: Tensor, group_RS: Tensor, count_RS: Tensor,
         group_RS: Equal numbers mark a group, (R, S).
         count_RS: Size of each sample's group, (R, S).
         n: Members of a subset.
+        num: Subsets per row.
 
     Returns:
         A sample of the accepted subset, (X,); -1 where none was accepted.
@@ -151,7 +155,7 @@ def _propose(pool: LazyPool, rows_X: Tensor, group_RS: Tensor, count_RS: Tensor,
     if len(able_X) == 0:
         return chosen_X
     row_Y = rows_X[able_X]
-    anchor_Ym = torch.multinomial(weights_from_counts(count_RS[row_Y], n), PROPOSALS, replacement=True)
+    anchor_Ym = torch.multinomial(weights_from_counts(count_RS[row_Y], n), num, replacement=True)
     group_YS = group_RS[row_Y]
     among_YmS = group_YS.gather(1, anchor_Ym).unsqueeze(-1) == group_YS.unsqueeze(1)
     order_YmS = torch.rand(among_YmS.shape, device=among_YmS.device).masked_fill(~among_YmS, -1)

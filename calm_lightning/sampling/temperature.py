@@ -147,7 +147,8 @@ def exact_temperature(draw: Callable[[Tensor, int], Draws], rows_B: Tensor, temp
     1/T = n + a. Draw until n chunks in a row are equal; then, for a > 0, toss a coin of probability P(x)^a with the
     Bernoulli factory: for i = 1, 2, ... draw; accept if it equals x, otherwise reject with probability a / i. A
     rejection starts over with the next draw. All rows advance in lockstep, and only undecided rows are drawn for.
-    Expected draws per row: at most n + 1/(1 - a) for each of 1 / sum_x P(x)^(1/T) attempts.
+    Expected cost: 1 / sum_x P(x)^(1/T) attempts of at most n draws, and for a > 0 about P(x)^(a - 1) draws for each
+    toss, so that even a T near 1 takes about 1 / P(x) draws in all.
 
     Args:
         draw: Maps some of the rows (R,) and a number to fresh independent draws: (R, num, K) and (R, num, Z).

@@ -130,7 +130,7 @@ class LargestTensor(TorchFunctionMode):
 
 
 def test_no_tensor_grows_with_the_number_of_positions() -> None:
-    """All branches at once would need attention weights 8 times, and logits 4 times as large as the limit."""
+    """All branches at once would need attention weights 8 times and logits 4 times the limit."""
     torch.manual_seed(0)
     V, T, limit = 2000, 512, 2**20
     shape = LanguageModelConfig(K=1, l=6, d=16, intermediate=24, layers=1, heads=8, noise_size=5)
@@ -143,7 +143,7 @@ def test_no_tensor_grows_with_the_number_of_positions() -> None:
     ):
         with torch.inference_mode(), LargestTensor() as seen:
             score()
-        assert limit / 2 < seen.largest < 1.1 * limit, "own keys of a branch come on top of the prefix"
+        assert limit / 8 < seen.largest <= limit
 
 
 def test_start_positions_leave_context_before_and_four_tokens_after() -> None:
