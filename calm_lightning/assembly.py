@@ -128,6 +128,8 @@ def load_result(run_dir: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): delete it and run the run's command again") from None
     missing = RESULT_KEYS - result.keys() if isinstance(result, dict) else RESULT_KEYS
+    if not missing and not isinstance(result["protocol"].get("tokenizer"), str):
+        missing = frozenset({"protocol.tokenizer"})
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}: delete it and run the run's command again")
     return dict(result)

@@ -6,8 +6,10 @@ Evaluation, generation, diagnosis and export all start here. Every network is on
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -23,9 +25,10 @@ from calm_lightning.assembly import (
 from calm_lightning.autoencoder.model import ChunkAutoencoder
 from calm_lightning.checkpoints.released import Released, is_released, read_released
 from calm_lightning.config import RunConfig, load_config
+from calm_lightning.config.validation import validate
 from calm_lightning.data.shards import Manifest
 from calm_lightning.data.tokenizers import Llama3Tokenizer, Tokenizer, load_tokenizer, make_tokenizer, open_tokenizer
-from calm_lightning.errors import CheckpointError, DataError
+from calm_lightning.errors import CheckpointError, ConfigError, DataError
 from calm_lightning.language_model.baseline import TokenLM
 from calm_lightning.language_model.calm import ContinuousLM
 
@@ -57,31 +60,53 @@ class OpenModel:
     lineage: dict[str, str]
 
 
-def open_model(path: str | Path, *, autoencoder: str | None = None) -> OpenModel:
+def open_model(
+    path: str | Path,
+    *,
+    autoencoder: str | None = None,
+    sampling_steps: int | None = None,
+    solver: str | None = None,
+) -> OpenModel:
     """Open a run directory, or a directory in the released format.
 
     Args:
         path: The directory.
         autoencoder: Directory of the autoencoder to use instead of the model's own.
+        sampling_steps: Steps of a flow or diffusion head's draws, instead of the trained configuration's.
+        solver: Its solver, likewise.
 
     Raises:
         CheckpointError: There is no finished model, or it or its autoencoder is damaged or does not fit.
+        ConfigError: The model's head has no such steps or solver.
     """
+    changes = {"sampling_steps": sampling_steps, "solver": solver}
+    drawing = {name: value for name, value in changes.items() if value is not None}
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a directory: name a run directory or a released checkpoint's directory")
     if (folder / RESULT).is_file():
-        return _open_run(folder, autoencoder)
+        return _open_run(folder, autoencoder, drawing)
     if is_released(folder):
-        return _open_released(folder, autoencoder)
+        return _open_released(folder, autoencoder, drawing)
     if (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder} has not finished training: run its command again to continue it")
     raise CheckpointError(f"{folder} holds neither a run ({RESULT}) nor a released checkpoint (config.json, weights)")
 
 
-def _open_run(folder: Path, autoencoder: str | None) -> OpenModel:
+def _drawn_otherwise(config: RunConfig, drawing: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration with other sampling steps or another solver."""
+    if drawing and config.stage != "calm":
+        raise ConfigError(
+            f"sampling steps and solver are those of a flow or diffusion head, not of stage {config.stage}"
+        )
+    config = replace(config, model=replace(config.model, **drawing))
+    validate(config)
+    return config
+
+
+def _open_run(folder: Path, autoencoder: str | None, drawing: Mapping[str, Any]) -> OpenModel:
     result = load_result(folder)
-    config = load_config([str(folder / CONFIG)])
+    config = _drawn_otherwise(load_config([str(folder / CONFIG)]), drawing)
     lineage = {"model": result["identity"]}
     network = _network(config)
     load_weights(network, folder)
@@ -119,9 +144,9 @@ def _tokenizer(folder: Path, config: RunConfig) -> Tokenizer | None:
         return None
 
 
-def _open_released(folder: Path, autoencoder: str | None) -> OpenModel:
+def _open_released(folder: Path, autoencoder: str | None, drawing: Mapping[str, Any]) -> OpenModel:
     released = read_released(folder, autoencoder)
-    config = run_config(released)
+    config = _drawn_otherwise(run_config(released), drawing)
     lineage = {"model": released.identity}
     network = _network(config)
     network.load_state_dict(released.weights)

@@ -37,16 +37,20 @@ from calm_lightning.assembly import (
     resolve,
 )
 from calm_lightning.config import RunConfig, identity, to_yaml
+from calm_lightning.config.validation import validate
 from calm_lightning.data.datamodule import PileDataModule
+from calm_lightning.data.texts import CorpusSplit
 from calm_lightning.data.tokenizers import save_tokenizer
 from calm_lightning.errors import CalmError, CheckpointError
+from calm_lightning.language_model.heads.registry import sampling_in_words
 from calm_lightning.metrics import names
 from calm_lightning.metrics.names import ScorePoint
+from calm_lightning.metrics.protocol import ALIGNED, Protocol
 from calm_lightning.stages.allocator import keep_freed_memory
 from calm_lightning.stages.base import Stage
 from calm_lightning.stages.scoring import ScoredStage
 from calm_lightning.tracking.journal import MetricsJournal, by_step, read_journal
-from calm_lightning.validation import validate
+from calm_lightning.tracking.provenance import commit
 
 if TYPE_CHECKING:
     from calm_lightning.tracking.mlflow import MlflowTracker
@@ -194,7 +198,7 @@ def _finish(config: RunConfig, data: PileDataModule, stage: Stage, run_dir: Path
         "name": name,
         "stage": config.stage,
         "metrics": metrics,
-        "protocol": _protocol(config, data),
+        "protocol": _protocol(config, run_identity, metrics),
         "train_flops": metrics[names.TRAIN_FLOPS_TOTAL],
         "mlflow_run_id": None,
     }
@@ -216,19 +220,30 @@ def _save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
         raise CheckpointError(f"{path} cannot be written: {error}; make room and run the same command again") from None
 
 
-def _protocol(config: RunConfig, data: PileDataModule) -> dict[str, str | int | float | None]:
+def _protocol(config: RunConfig, run_identity: str, metrics: dict[str, float]) -> dict[str, object]:
     """Return how the run was scored: a score without this is not comparable."""
-    return {
-        "corpus": data.manifest.corpus_hash,
-        "tokenizer": data.manifest.tokenizer.fingerprint,
-        "split": config.data.eval_split,
-        "block_tokens": config.data.block_tokens,
-        "max_blocks": config.data.eval_max_blocks,
-        "start_stride": config.evaluation.start_stride,
-        "samples": config.evaluation.samples,
-        "temperature": 1.0,
-        "precision": str(config.trainer["precision"]),
-    }
+    text = CorpusSplit(Path(config.data.corpus), config.data.eval_split)
+    language_model = config.stage != "autoencoder"
+    T, blocks = config.data.block_tokens, text.block_numbers(config.data.block_tokens, config.data.eval_max_blocks)
+    return Protocol(
+        name=ALIGNED,
+        block_tokens=T,
+        start_stride=config.evaluation.start_stride if language_model else None,
+        samples=config.evaluation.samples if language_model else 1,
+        corpus=text.sha256,
+        split=text.split,
+        blocks=len(blocks),
+        max_blocks=config.data.eval_max_blocks,
+        documents=int(metrics.get(names.SCORED_DOCUMENTS, 0)),
+        tokens=T * len(blocks),
+        left_out_tokens=text.tokens - T * len(blocks),
+        tokenizer=text.tokenizer,
+        precision=str(config.trainer["precision"]),
+        seed=config.seed,
+        commit=commit(),
+        model={"model": run_identity},
+        sampler=sampling_in_words(config.model) if config.stage == "calm" else "",
+    ).to_dict()
 
 
 def _sample_text(config: RunConfig, data: PileDataModule, stage: ScoredStage) -> str:

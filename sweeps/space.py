@@ -17,8 +17,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from calm_lightning.config import RunConfig, identity, load_config, merge
+from calm_lightning.config.validation import validate
 from calm_lightning.errors import ConfigError
-from calm_lightning.validation import validate
 from sweeps.config import SweepConfig
 
 BASELINE = "baseline"

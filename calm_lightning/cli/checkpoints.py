@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
 
-    from calm_lightning.exporting import Exported
-    from calm_lightning.importing import Imported
+    from calm_lightning.programs.exporting import Exported
+    from calm_lightning.programs.importing import Imported
 
 _KINDS = {"autoencoder": "autoencoder", "calm": "continuous language model", "baseline": "token language model"}
 
@@ -41,7 +41,7 @@ def import_hf(
     """
     from rich.console import Console
 
-    from calm_lightning.importing import import_released
+    from calm_lightning.programs.importing import import_released
 
     console = Console()
     with console.status("reading"):
@@ -62,7 +62,7 @@ def export_hf(
     """
     from rich.console import Console
 
-    from calm_lightning.exporting import export_run
+    from calm_lightning.programs.exporting import export_run
 
     console = Console()
     with console.status("writing"):

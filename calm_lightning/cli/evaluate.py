@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from calm_lightning.cli import options
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from calm_lightning.data.texts import EvaluationText
     from calm_lightning.data.tokenizers import Tokenizer
-    from calm_lightning.evaluation import Evaluation
     from calm_lightning.metrics.brier_lm import BrierLMResult
     from calm_lightning.models import OpenModel
+    from calm_lightning.programs.evaluation import Evaluation
 
 TEXT_SUFFIX = ".txt"
 
@@ -30,16 +32,8 @@ class ProtocolName(StrEnum):
     released = "released"
 
 
-class PrecisionName(StrEnum):
-    """Arithmetic of the networks."""
-
-    auto = "auto"
-    full = "32-true"
-    bf16 = "bf16-mixed"
-
-
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Run directory, or directory of a released checkpoint.")],
+    model: options.Model,
     text: Annotated[
         Path | None, typer.Option(help="Score on this file: .txt (one document) or .jsonl[.zst|.gz] (the Pile's).")
     ] = None,
@@ -56,17 +50,15 @@ def evaluate(
     start_stride: Annotated[
         int | None, typer.Option(min=1, help="aligned: tokens between start positions.", show_default="the run's")
     ] = None,
-    precision: Annotated[PrecisionName, typer.Option(help="auto: bf16 where the hardware has it.")] = (
-        PrecisionName.auto
-    ),
+    precision: options.Precision = options.PrecisionName.auto,
     batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per batch.", show_default="the run's")] = None,
     max_blocks: Annotated[int | None, typer.Option(min=1, help="Read this many evenly spaced blocks.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
-    autoencoder: Annotated[str | None, typer.Option(help="Use the autoencoder of this directory.")] = None,
-    tokenizer: Annotated[
-        str, typer.Option(help="For a model without one: bytes, llama3, llama3:PATH or file:PATH.")
-    ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document and nothing else.")] = False,
+    sampling_steps: options.SamplingSteps = None,
+    solver: options.Solver = None,
+    autoencoder: options.Autoencoder = None,
+    tokenizer: options.Tokenizer = "",
+    as_json: options.AsJson = False,
     out: Annotated[Path | None, typer.Option(help="Write the JSON document to this file, too.")] = None,
 ) -> None:
     """Score a language model with BrierLM, or an autoencoder by its reconstruction.
@@ -77,21 +69,21 @@ def evaluate(
     Example: calm eval runs/calm/calm-K4-l128-N8-d192-s0-0123456789 --split test
     """
     from calm_lightning.errors import ConfigError
-    from calm_lightning.evaluation import EvaluationOptions
-    from calm_lightning.evaluation import evaluate as run_evaluation
     from calm_lightning.models import open_model
+    from calm_lightning.programs.evaluation import EvaluationOptions
+    from calm_lightning.programs.evaluation import evaluate as run_evaluation
 
     if text is not None and split:
         raise ConfigError("--text and --split exclude each other: score on a file or on a split of the run's corpus")
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no directory {out.parent}")
-    options = EvaluationOptions(
+    chosen = EvaluationOptions(
         protocol.value, block_tokens, samples, start_stride, precision.value, batch_tokens, max_blocks, seed
     )
-    opened = open_model(model, autoencoder=autoencoder)
+    opened = open_model(model, autoencoder=autoencoder, sampling_steps=sampling_steps, solver=solver)
     found_text = _read_text(opened, text, tokenizer) if text is not None else _open_split(opened, split)
     with _progress_bar(hidden=as_json) as on_batch:
-        found = run_evaluation(opened, found_text, options, on_batch)
+        found = run_evaluation(opened, found_text, chosen, on_batch)
     _report(found, model, as_json, out)
 
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from calm_lightning.cli import options
+
 if TYPE_CHECKING:
-    from calm_lightning.generation import Generation, GenerationOptions
+    from calm_lightning.programs.generation import Generation, GenerationOptions
 
 
 class MethodName(StrEnum):
@@ -27,16 +29,8 @@ class AlignName(StrEnum):
     cut = "cut"
 
 
-class PrecisionName(StrEnum):
-    """Arithmetic of the networks."""
-
-    auto = "auto"
-    full = "32-true"
-    bf16 = "bf16-mixed"
-
-
 def generate(
-    model: Annotated[Path, typer.Argument(help="Run directory, or directory of a released checkpoint.")],
+    model: options.Model,
     prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; may be given several times.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="File of prompts, one per line.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Most tokens per prompt.")] = 128,
@@ -55,14 +49,12 @@ def generate(
     ] = AlignName.auto,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts continued together.")] = 8,
-    precision: Annotated[PrecisionName, typer.Option(help="auto: bf16 where the hardware has it.")] = (
-        PrecisionName.auto
-    ),
-    autoencoder: Annotated[str | None, typer.Option(help="Use the autoencoder of this directory.")] = None,
-    tokenizer: Annotated[
-        str, typer.Option(help="For a model without one: bytes, llama3, llama3:PATH or file:PATH.")
-    ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document and nothing else.")] = False,
+    precision: options.Precision = options.PrecisionName.auto,
+    sampling_steps: options.SamplingSteps = None,
+    solver: options.Solver = None,
+    autoencoder: options.Autoencoder = None,
+    tokenizer: options.Tokenizer = "",
+    as_json: options.AsJson = False,
 ) -> None:
     """Continue text with a language model. One prompt is printed as it is drawn, several when all are done.
 
@@ -71,20 +63,20 @@ def generate(
     Example: calm generate runs/calm/calm-K4-l128-N8-d192-s0-0123456789 --prompt "The meaning of" --temperature 0.5
     """
     from calm_lightning.data.tokenizers import make_tokenizer
-    from calm_lightning.generation import GenerationOptions, generate_text, ignore_text
     from calm_lightning.models import open_model
+    from calm_lightning.programs.generation import GenerationOptions, generate_text, ignore_text
 
     texts = [*(prompt or []), *(_read_prompts(prompts) if prompts else [])]
-    options = GenerationOptions(
+    chosen = GenerationOptions(
         tokens, temperature, samples, method.value, budget, align.value, seed, batch_size, precision.value
     )
-    opened = open_model(model, autoencoder=autoencoder)
+    opened = open_model(model, autoencoder=autoencoder, sampling_steps=sampling_steps, solver=solver)
     given = make_tokenizer(tokenizer, ()) if tokenizer else None
     streaming = len(texts) == 1 and not as_json
     terminal = _Terminal(texts[0]) if streaming else None
-    found = generate_text(opened, texts, options, given, terminal.show if terminal else ignore_text)
+    found = generate_text(opened, texts, chosen, given, terminal.show if terminal else ignore_text)
     if as_json:
-        typer.echo(_document(model, options, found))
+        typer.echo(_document(model, chosen, found))
         return
     if terminal:
         terminal.show(0, "\n")

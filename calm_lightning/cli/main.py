@@ -16,6 +16,7 @@ from calm_lightning import __version__
 from calm_lightning.cli import data
 from calm_lightning.cli.checkpoints import export_hf, import_hf
 from calm_lightning.cli.config import config
+from calm_lightning.cli.diagnose import diagnose
 from calm_lightning.cli.evaluate import evaluate
 from calm_lightning.cli.flops import flops
 from calm_lightning.cli.generate import generate
@@ -73,6 +74,7 @@ app.add_typer(data.app, name="data")
 app.command()(train)
 app.command("eval")(evaluate)
 app.command()(generate)
+app.command()(diagnose)
 app.command()(flops)
 app.command()(config)
 app.command()(import_hf)

@@ -36,6 +36,7 @@ class Protocol:
         commit: Commit of the code, "-dirty" appended where it was edited; "" where it is not known.
         model: Identities of the model and of its autoencoder, as far as they are known.
         temperature: 1: the model as it is.
+        sampler: How the model's head draws where that is a choice, for example "flow, 4 midpoint steps"; else "".
     """
 
     name: str
@@ -55,6 +56,7 @@ class Protocol:
     commit: str
     model: Mapping[str, str] = field(default_factory=dict)
     temperature: float = 1.0
+    sampler: str = ""
 
     @property
     def starts(self) -> str:
@@ -77,6 +79,7 @@ class Protocol:
             f"starts: {self.starts}",
             f"S = {self.samples}",
             f"T = {self.temperature:g}",
+            *([self.sampler] if self.sampler else []),
             self.precision,
             f"seed {self.seed}",
             f"{place} {self.corpus[:12]}",

@@ -4,9 +4,9 @@ BrierLM scores the 4 tokens after a start position. One latent gives K tokens, s
 continued along its own tokens; for the baseline, along its own sampled tokens. The true text is read once; then all
 branches of as many positions as the memory allows advance together (`Transformer.branch_step`).
 
-Memory: attention weights (B, heads, R, L) and logits (R, V) of a slice of positions stay below `largest_tensor`, down to
-one position of every block at a time. On CPUs smaller slices are also faster, up to a point: they fit the caches, and a
-slice looks at no more of the prefix than its last position may see.
+Memory: attention weights (B, heads, R, L) and logits (R, V) of a slice of positions stay below `largest_tensor`, down
+to one position of every block at a time. Smaller slices are also faster on CPUs, up to a point: they fit the caches,
+and a slice looks at no more of the prefix than its last position may see.
 
 Shape suffixes: B blocks, T tokens, L chunks, K tokens per chunk, G start positions per block, S samples, H tokens
 after a start, R = G * S branches, D width, V vocabulary, Z latent dimension.

@@ -31,15 +31,12 @@ LEVELS = {
     "stages": 4,
     "tracking": 4,
     "checkpoints": 4,
-    "validation": 5,
-    "config": 6,
+    "diagnostics": 4,
+    "config": 5,
     "assembly": 7,
     "models": 8,
     "run": 8,
-    "importing": 9,
-    "exporting": 9,
-    "evaluation": 9,
-    "generation": 9,
+    "programs": 9,
     "cli": 10,
 }
 """A room of calm_lightning imports only itself and rooms on lower levels."""
@@ -48,7 +45,7 @@ ONLY_IN = {
     "mlflow": ("calm_lightning.tracking",),
     "optuna": ("sweeps",),
     "plotly": ("sweeps",),
-    "matplotlib": ("sweeps",),
+    "matplotlib": ("sweeps", "calm_lightning.diagnostics.figures"),
     "webdataset": ("calm_lightning.data.stream", "data_pipelines.write"),
     "lightning": (
         "calm_lightning.stages",

@@ -16,11 +16,11 @@ from calm_lightning.autoencoder.model import ChunkAutoencoder
 from calm_lightning.checkpoints.files import read_weights
 from calm_lightning.checkpoints.released import Released, read_released
 from calm_lightning.checkpoints.translate import same
-from calm_lightning.exporting import export_run
-from calm_lightning.importing import import_released
 from calm_lightning.language_model.baseline import TokenLM
 from calm_lightning.language_model.calm import ContinuousLM
 from calm_lightning.language_model.heads.energy import EnergyHead, energy_score
+from calm_lightning.programs.exporting import export_run
+from calm_lightning.programs.importing import import_released
 
 GOLDEN = Path(os.environ.get("CALM_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden numbers at {GOLDEN}; set CALM_GOLDEN")

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from calm_lightning.cli.main import app
 from calm_lightning.config import load_config
 from calm_lightning.data.tokenizers import BytesTokenizer
-from calm_lightning.generation import GenerationOptions, generate_text
 from calm_lightning.models import open_model
+from calm_lightning.programs.generation import GenerationOptions, generate_text
 from calm_lightning.run import execute
 from data_pipelines.prepare import prepare
 

@@ -21,11 +21,11 @@ from calm_lightning.checkpoints.names import autoencoder_layout, baseline_layout
 from calm_lightning.checkpoints.released import read_released
 from calm_lightning.checkpoints.translate import same
 from calm_lightning.errors import CalmError, CheckpointError, ConfigError, DataError
-from calm_lightning.exporting import export_run, parse_size
-from calm_lightning.importing import import_released
 from calm_lightning.language_model.baseline import TokenLM
 from calm_lightning.language_model.calm import ContinuousLM
 from calm_lightning.language_model.config import LanguageModelConfig
+from calm_lightning.programs.exporting import export_run, parse_size
+from calm_lightning.programs.importing import import_released
 
 AUTOENCODER = AutoencoderConfig(d=8, intermediate=12, norm_eps=1e-5)
 MODEL = LanguageModelConfig(K=2, l=6, vocabulary=20, d=16, intermediate=24, layers=2, heads=2, noise_size=5, N=3)

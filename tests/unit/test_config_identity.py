@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from calm_lightning import config as config_module
-from calm_lightning.config import RunConfig, identity, load_config, merge
-from calm_lightning.validation import STAGES
+from calm_lightning.config import RunConfig, fingerprint, identity, load_config, merge
+from calm_lightning.config.validation import STAGES
 
 NOWHERE = {"work_dir", "name", "autoencoder_run", "checkpoint_steps", "data.corpus", "data.workers"}
 OF_ONE_STAGE = {
@@ -88,7 +87,7 @@ def test_lineage_counts_in_any_order() -> None:
 
 def test_recipe_version_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     before = identity(load_config())
-    monkeypatch.setattr(config_module, "RECIPE_VERSION", config_module.RECIPE_VERSION + 1)
+    monkeypatch.setattr(fingerprint, "RECIPE_VERSION", fingerprint.RECIPE_VERSION + 1)
     assert identity(load_config()) != before
 
 

@@ -53,6 +53,12 @@ def network_calls(config: LanguageModelConfig) -> int:
     return steps * HEADS[config.head].solvers.get(solver, 1)
 
 
+def sampling_in_words(config: LanguageModelConfig) -> str:
+    """Return how a head draws where that is a choice, for example "flow, 4 midpoint steps"; "" where it is not."""
+    steps, solver = sampling_plan(config)
+    return f"{config.head}, {steps} {solver} steps" if solver else ""
+
+
 def build_head(config: LanguageModelConfig) -> GenerativeHead:
     """Return a freshly initialised head of the kind `config.head` names."""
     entry = HEADS[config.head]

@@ -25,6 +25,7 @@ from calm_lightning.data.texts import EvaluationText
 from calm_lightning.errors import ConfigError, DataError
 from calm_lightning.language_model.baseline import TokenLM
 from calm_lightning.language_model.calm import ContinuousLM
+from calm_lightning.language_model.heads.registry import sampling_in_words
 from calm_lightning.metrics.brier_lm import BrierLMResult, BrierScores
 from calm_lightning.metrics.protocol import (
     ALIGNED,
@@ -219,6 +220,7 @@ def _protocol(opened: OpenModel, text: EvaluationText, options: EvaluationOption
         seed=options.seed,
         commit=commit(),
         model=opened.lineage,
+        sampler=sampling_in_words(opened.config.model) if opened.stage == "calm" else "",
     )
 
 

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
+from calm_lightning.config.schema import RunConfig
 from calm_lightning.errors import ConfigError
 from calm_lightning.language_model.config import INPUTS, NOISES, LanguageModelConfig
 from calm_lightning.language_model.heads.registry import HEADS, MOST_STEPS
 from calm_lightning.stages.trainer_keys import trainer_problems
-
-if TYPE_CHECKING:
-    from calm_lightning.config import RunConfig
 
 STAGES = ("autoencoder", "calm", "baseline")
 

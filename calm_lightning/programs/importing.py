@@ -17,10 +17,10 @@ from calm_lightning.checkpoints.codecs import AUTOENCODER_DIR
 from calm_lightning.checkpoints.files import save_tensors, whole_directory
 from calm_lightning.checkpoints.released import Released, read_released
 from calm_lightning.config import RunConfig, to_yaml
+from calm_lightning.config.validation import validate
 from calm_lightning.data.tokenizers import Tokenizer, save_tokenizer
 from calm_lightning.errors import CheckpointError
 from calm_lightning.models import run_config, tokenizer_of
-from calm_lightning.validation import validate
 
 
 @dataclass(frozen=True)

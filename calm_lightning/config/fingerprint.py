@@ -1,0 +1,52 @@
+"""A configuration is a value: written out, it is read back alike; hashed, it names a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+
+from omegaconf import OmegaConf
+
+from calm_lightning.config.schema import RunConfig
+from calm_lightning.stages.trainer_keys import NOT_IN_IDENTITY
+
+RECIPE_VERSION = 2
+"""Part of every identity; raised when a change of the code changes the numbers a configuration gives."""
+
+_NOT_IN_IDENTITY = ("work_dir", "name", "autoencoder_run", "tracking")
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return the resolved configuration as YAML that `load_config` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def identity(config: RunConfig, **lineage: str) -> str:
+    """Return the SHA-256 that names a run: same identity, same artifact.
+
+    What changes the numbers is in it (shape, data order, seed, schedule, recipe version and the hashes in
+    `lineage`); paths, tracking, worker counts and progress bars are not.
+
+    Args:
+        config: A resolved configuration ("auto" precision already replaced).
+        lineage: Hashes of what the run is made from, for example ``corpus=...``, ``autoencoder=...``.
+    """
+    value = asdict(config)
+    for key in _NOT_IN_IDENTITY:
+        del value[key]
+    del value["data"]["corpus"], value["data"]["workers"], value["checkpoint_steps"]
+    value["trainer"] = {k: v for k, v in value["trainer"].items() if k not in NOT_IN_IDENTITY}
+    if config.stage == "autoencoder":
+        # An autoencoder knows K, l and V of the language model it serves, and nothing else of it.
+        value["model"] = {key: value["model"][key] for key in ("K", "l", "vocabulary")}
+        del value["evaluation"]["start_stride"]
+    elif config.stage == "calm":
+        del value["autoencoder"]  # its identity is in the lineage
+    else:
+        del value["autoencoder"]
+        backbone = ("vocabulary", "d", "intermediate", "layers", "heads", "rope_theta", "norm_eps")
+        value["model"] = {key: value["model"][key] for key in backbone}
+    value["recipe"] = RECIPE_VERSION
+    value["lineage"] = dict(sorted(lineage.items()))
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
