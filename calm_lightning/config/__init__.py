@@ -1,4 +1,4 @@
-"""Configuration: schema, presets and overrides, validation, identity. Knows no torch, so that `calm config` is quick."""
+"""Configuration: schema, presets and overrides, validation, identity. Knows no torch: `calm config` is quick."""
 
 from calm_lightning.config.compose import load_config, merge
 from calm_lightning.config.fingerprint import identity, to_yaml

@@ -33,11 +33,11 @@ LEVELS = {
     "checkpoints": 4,
     "diagnostics": 4,
     "config": 5,
-    "assembly": 7,
-    "models": 8,
-    "run": 8,
-    "programs": 9,
-    "cli": 10,
+    "assembly": 6,
+    "models": 7,
+    "run": 7,
+    "programs": 8,
+    "cli": 9,
 }
 """A room of calm_lightning imports only itself and rooms on lower levels."""
 

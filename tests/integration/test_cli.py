@@ -63,7 +63,20 @@ def test_help_takes_less_than_half_a_second(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [["reproduce"], ["train"], ["flops"], ["config"], ["ui"], ["data", "prepare"], ["data", "inspect"]],
+    [
+        ["reproduce"],
+        ["train"],
+        ["eval"],
+        ["generate"],
+        ["diagnose"],
+        ["import-hf"],
+        ["export-hf"],
+        ["flops"],
+        ["config"],
+        ["ui"],
+        ["data", "prepare"],
+        ["data", "inspect"],
+    ],
     ids=" ".join,
 )
 def test_help_of_every_command_holds_an_example(command: list[str]) -> None:
@@ -102,7 +115,7 @@ def test_config_lists_presets_with_their_first_line() -> None:
         (["config", "model.heads=3"], "model.heads=3"),
         (["config", "model.l=0"], "model.l=0"),
         (["config", "model.N=1"], "model.N=1"),
-        (["config", "model.alpha=2.0"], "model.alpha=2.0"),
+        (["config", "model.alpha=2.5"], "model.alpha=2.5"),
         (["config", "sample-clam"], "did you mean sample-calm"),
         (["config", "--stage", "clam"], "stage=clam"),
         (["train", "baseline", "stage=calm"], "stage=calm contradicts the command"),
