@@ -23,8 +23,8 @@ CANDIDATES = 8
 """Tokens per row that are compared in float32; the last of them bounds all others."""
 SMALLEST_SCREENED = 2**19
 """Weights V * E below which a product is too small to be worth screening."""
-HALF_STEP = 2.0**-8
-"""Relative error of rounding to bf16, with room to spare (it is at most 2^-9)."""
+HALF_STEP = 1.02 * 2.0**-8
+"""Relative error of rounding to bf16 (half a step of its 8 significant bits is 2^-8), with room for second-order terms."""
 
 
 @cache
