@@ -24,7 +24,7 @@ CANDIDATES = 8
 SMALLEST_SCREENED = 2**19
 """Weights V * E below which a product is too small to be worth screening."""
 HALF_STEP = 1.02 * 2.0**-8
-"""Relative error of rounding to bf16 (half a step of its 8 significant bits is 2^-8), with room for second-order terms."""
+"""Relative error of rounding to bf16 (half a step of its 8 significant bits, 2^-8), and room for second-order terms."""
 
 
 @cache
