@@ -39,7 +39,7 @@ NO_TOKENIZER = "none"
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A trained model and what is needed to use it.
+    """A trained model and what is needed to use it. Its networks are frozen.
 
     Attributes:
         path: Where it was found.
@@ -119,10 +119,12 @@ def _open_run(folder: Path, autoencoder: str | None, drawing: Mapping[str, Any])
                 f"the autoencoder {found.run_dir} has K={theirs.K}, l={theirs.latent_width()}, "
                 f"V={theirs.vocabulary}; {folder} needs K={ours.K}, l={ours.latent_width()}, V={ours.vocabulary}"
             )
-        codec = load_autoencoder(found).eval()
+        codec = load_autoencoder(found).eval().requires_grad_(False)
         config = replace(config, autoencoder=found.config.autoencoder)
         lineage["autoencoder"] = found.identity
-    return OpenModel(folder, config.stage, config, network.eval(), codec, _tokenizer(folder, config), lineage)
+    return OpenModel(
+        folder, config.stage, config, network.eval().requires_grad_(False), codec, _tokenizer(folder, config), lineage
+    )
 
 
 def _own_autoencoder(folder: Path, config: RunConfig) -> str:
@@ -155,10 +157,11 @@ def _open_released(folder: Path, autoencoder: str | None, drawing: Mapping[str, 
     if theirs is not None:
         codec = _autoencoder(config)
         codec.load_state_dict(theirs.weights)
-        codec.eval()
+        codec.eval().requires_grad_(False)
         lineage["autoencoder"] = theirs.identity
     tokenizer, _ = tokenizer_of(None, released.vocabulary, folder)
-    return OpenModel(folder, config.stage, config, network.eval(), codec, tokenizer, lineage)
+    network.eval().requires_grad_(False)
+    return OpenModel(folder, config.stage, config, network, codec, tokenizer, lineage)
 
 
 def run_config(released: Released) -> RunConfig:

@@ -36,25 +36,35 @@ def _bf16_is_fast() -> bool:
 class _Screen:
     """A bf16 copy of the logits' weights, and what it leaves out."""
 
+    of_weight: Tensor  # what it is a copy of; held, so that its place in memory is not given to another
+    version: int  # of that tensor when it was copied
     weight: Tensor
     largest: float  # of the norms of the rows e
     rounding: float  # largest norm of e - bf16(e)
-    state: tuple[int, int]  # tells whether the weights have changed since
 
     @classmethod
     def of(cls, weight_VE: Tensor) -> _Screen:
         rounded_VE = weight_VE.bfloat16()
         largest = float(torch.linalg.vector_norm(weight_VE, dim=1).max())
         rounding = float(torch.linalg.vector_norm(weight_VE - rounded_VE, dim=1).max())
-        return cls(rounded_VE, largest, rounding, _state(weight_VE))
+        return cls(weight_VE, _version(weight_VE), rounded_VE, largest, rounding)
+
+    def fits(self, weight_VE: Tensor) -> bool:
+        """Return whether this is a copy of these weights as they are now."""
+        return self.of_weight is weight_VE and self.version == _version(weight_VE)
 
 
-def _state(weight_VE: Tensor) -> tuple[int, int]:
-    return weight_VE.data_ptr(), weight_VE._version
+def _version(weight_VE: Tensor) -> int:
+    """Return what in-place operations raise; inference tensors count none, and cannot be trained."""
+    return 0 if weight_VE.is_inference() else weight_VE._version
 
 
 class NearestTokens:
-    """Finds the tokens with the largest logits; keeps a bf16 copy of the weights while they do not change."""
+    """Finds the tokens with the largest logits; keeps a bf16 copy of weights that are frozen.
+
+    Weights that are being trained are never screened: fused optimisers change them without a trace, and a stale copy
+    would choose other tokens.
+    """
 
     def __init__(self) -> None:
         self._screen: _Screen | None = None
@@ -68,10 +78,11 @@ class NearestTokens:
             weight_VE: Weights of the logits, (V, E).
         """
         device = weight_VE.device.type
-        screened = device == "cpu" and _bf16_is_fast() and weight_VE.numel() >= SMALLEST_SCREENED
+        large = weight_VE.numel() >= SMALLEST_SCREENED
+        screened = device == "cpu" and _bf16_is_fast() and large and not weight_VE.requires_grad
         autocast = torch.is_autocast_enabled(device)
         if screened and not autocast and states_xE.dtype == weight_VE.dtype == torch.float32:
-            if self._screen is None or self._screen.state != _state(weight_VE):
+            if self._screen is None or not self._screen.fits(weight_VE):
                 self._screen = _Screen.of(weight_VE)
             screen = self._screen
         else:
@@ -98,13 +109,14 @@ def _screened(states_CE: Tensor, weight_VE: Tensor, screen: _Screen) -> Tensor:
     rounded_CE = states_CE.bfloat16()
     value_Cm, token_Cm = (rounded_CE @ screen.weight.T).topk(min(CANDIDATES, len(weight_VE)), dim=-1)
     best_C, last_C = value_Cm[:, 0].float(), value_Cm[:, -1].float()
+    token_Cm = token_Cm.sort(dim=-1).values  # of equal logits the first counts, as in `_largest`
     left_out_C = torch.linalg.vector_norm(states_CE - rounded_CE, dim=-1)
     norm_C = torch.linalg.vector_norm(states_CE, dim=-1) * (1 + HALF_STEP)
     summing = screen.largest * (1 + HALF_STEP) * states_CE.shape[-1] * 2.0**-24
     error_C = left_out_C * screen.largest + norm_C * (screen.rounding + summing)
     certain_C = last_C + HALF_STEP * last_C.abs() + 2 * error_C < best_C - HALF_STEP * best_C.abs()
     exact_Cm = torch.einsum("ce,cme->cm", states_CE, weight_VE[token_Cm])
-    found_C = token_Cm.gather(1, exact_Cm.argmax(dim=1, keepdim=True)).squeeze(1)
+    found_C = token_Cm.gather(1, exact_Cm.max(dim=1, keepdim=True).indices).squeeze(1)
     open_X = (~certain_C).nonzero().squeeze(1)
     if len(open_X):
         found_C[open_X] = _largest(states_CE[open_X], weight_VE)

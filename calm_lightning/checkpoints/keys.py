@@ -76,7 +76,8 @@ _FOREIGN = (
     "use_cache",
 )
 """Keys that do not change what a model computes: an imported one keeps its own values."""
-_LARGEST = 2**31
+_LARGEST = 2**24
+_POSITIVE = ("norm_eps", "rope_theta", "alpha")
 _MOST_LAYERS = 4096
 
 
@@ -99,8 +100,10 @@ class _Reader:
             whole = ours in _WHOLE
             largest = _MOST_LAYERS if "layers" in ours or ours == "head_blocks" else _LARGEST
             number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or (whole and not (isinstance(value, int) and 1 <= value <= largest)):
-                self.problems.append(f"{key}={value!r} must be a {'positive whole ' if whole else ''}number")
+            positive = number and (value > 0 or ours not in _POSITIVE)
+            if not positive or (whole and not (isinstance(value, int) and 1 <= value <= largest)):
+                kind = "positive whole " if whole else "positive " if ours in _POSITIVE else ""
+                self.problems.append(f"{key}={value!r} must be a {kind}number")
             else:
                 found[ours] = value if whole else float(value)
         return found

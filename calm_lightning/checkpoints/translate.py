@@ -19,8 +19,6 @@ from calm_lightning.language_model.baseline import TokenLM
 from calm_lightning.language_model.calm import ContinuousLM
 from calm_lightning.language_model.config import LanguageModelConfig
 
-LISTED = 40
-"""Tensors that one kind of problem lists by name; of more, the number is given."""
 _ROTARY = re.compile(r"(transformer|model)\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 Shapes = dict[str, tuple[int, ...]]
@@ -45,8 +43,7 @@ def language_model_shapes(stage: str, config: LanguageModelConfig) -> Shapes:
 
 def listing(kind: str, names: list[str]) -> list[str]:
     """Return one problem that lists names, or none where there are none."""
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return [f"{kind} {', '.join(names[:LISTED])}{more}"] if names else []
+    return [f"{kind} {', '.join(names)}"] if names else []
 
 
 def same(one: Tensor, other: Tensor) -> bool:
@@ -79,6 +76,8 @@ def to_ours(weights: Mapping[str, Tensor], layout: Layout, shapes: Shapes) -> tu
             mixed.append(" and ".join(theirs))
         elif len(found) == len(theirs) and not wrong:
             state[ours] = torch.cat(list(found.values())) if len(found) > 1 else next(iter(found.values()))
+    broken = [name for name in expected if name in weights and not bool(weights[name].isfinite().all())]
+    problems += listing("not all numbers are finite in", broken)
     problems += listing("it lacks", [name for name in expected if name not in weights])
     problems += listing("it has unknown tensors", [name for name in weights if name not in expected])
     problems += listing("of another shape than config.json says:", wrong)

@@ -40,12 +40,30 @@ def test_equals_the_definition(N: int, M: int, P: int, l: int, alpha: float, shi
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(N, P, l, generator=generator) + shift
     y = torch.randn(M, P, l, generator=generator) + shift
-    torch.testing.assert_close(energy_score(x, y, alpha).double(), direct(x, y, alpha), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(energy_score(x, y, alpha).double(), direct(x, y, alpha), rtol=1e-4, atol=1e-4)
     x64, y64 = x.double().requires_grad_(), y.double()
     torch.testing.assert_close(energy_score(x64, y64, alpha), direct(x, y, alpha), rtol=1e-9, atol=1e-9)
     (ours,) = torch.autograd.grad(energy_score(x64, y64, alpha).sum(), x64)
     (theirs,) = torch.autograd.grad(_smooth(x64, y64, alpha).sum(), x64)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("distance", [0.0, 1.0, 1e3])
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.5, 2.0])
+def test_draws_near_one_another_lose_no_digits(spread: float, distance: float, alpha: float) -> None:
+    """As at the start of training, when all draws of a position are equal, and far from its targets."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 20, 128, generator=generator) + distance + spread * torch.randn(8, 20, 128, generator=generator)
+    y = 0.3 * torch.randn(100, 20, 128, generator=generator)
+    close = {"rtol": 1e-5, "atol": 0.0} if alpha < 2 or spread < 1 else {"rtol": 1e-5, "atol": 1e-3}
+    x32 = x.clone().requires_grad_()
+    score = energy_score(x32, y, alpha)
+    torch.testing.assert_close(score.double(), direct(x, y, alpha), **close)
+    (ours,) = torch.autograd.grad(score.sum(), x32)
+    x64 = x.double().requires_grad_()
+    (theirs,) = torch.autograd.grad(energy_score(x64, y.double(), alpha).sum(), x64)
+    assert (ours - theirs).norm() < 1e-4 * theirs.norm()
 
 
 def _smooth(x: Tensor, y: Tensor, alpha: float) -> Tensor:

@@ -75,6 +75,19 @@ def test_loss_is_one_number_per_position_and_reaches_every_parameter(config: Lan
 
 
 @every_head
+def test_a_head_built_without_memory_can_be_filled_and_used(config: LanguageModelConfig) -> None:
+    with torch.device("meta"):
+        empty = build_head(config)
+    filled = awake(config)
+    empty.load_state_dict(filled.state_dict(), assign=True)
+    drawn = []
+    for head in (empty, filled):
+        torch.manual_seed(4)
+        drawn.append(head.sample(torch.ones(2, config.d), 3))
+    assert torch.equal(*drawn)
+
+
+@every_head
 def test_bf16_autocast_keeps_the_loss_in_float32(config: LanguageModelConfig) -> None:
     head = awake(config)
     with torch.autocast("cpu", dtype=torch.bfloat16):

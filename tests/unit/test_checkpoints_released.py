@@ -369,3 +369,24 @@ def test_sizes_are_read(text: str, size: int) -> None:
 def test_other_sizes_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--max-shard-size"):
         parse_size(text)
+
+
+@pytest.mark.parametrize("key, value", [("rms_norm_eps", -1.0), ("rope_theta", 0.0), ("beta", 0.0)])
+def test_numbers_that_make_no_sense_are_refused(key: str, value: float, tmp_path: Path) -> None:
+    folder = write_calm(tmp_path / "model")
+    edit(folder, **{key: value})
+    with pytest.raises(CheckpointError, match=f"{key}=.* must be a positive number"):
+        read_released(folder)
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    folder = write_calm(tmp_path / "model")
+
+    def damage(weights: dict[str, Tensor]) -> None:
+        for name, tensor in weights.items():
+            if name.endswith("norm_noise.bias"):
+                tensor[0] = float("nan")
+
+    rewrite(folder, damage)
+    with pytest.raises(CheckpointError, match=r"not all numbers are finite in .*norm_noise\.bias"):
+        read_released(folder)

@@ -49,9 +49,15 @@ class DiffusionHead(GenerativeHead):
         steps, solver = sampling_plan(config)
         return cls(config.d, config.latent_width(), config.head_blocks, config.N, steps, solver)
 
+    def _place_chains(self, device: torch.device) -> None:
+        """Move the tables to where they are used; they are no buffers, since they follow from the configuration."""
+        if self.training_chain.kept.device != device:
+            self.training_chain, self.sampling_chain = self.training_chain.to(device), self.sampling_chain.to(device)
+
     def add_noise(self, latent_xZ: Tensor, noise_xZ: Tensor, step_x: Tensor) -> Tensor:
         """Return the noisy latent (..., Z) after the training chain's steps 0..step, step (...)."""
-        kept_x1 = self.training_chain.kept.to(latent_xZ.device)[step_x].unsqueeze(-1)
+        self._place_chains(latent_xZ.device)
+        kept_x1 = _at(self.training_chain.kept, step_x)
         return kept_x1.sqrt().float() * latent_xZ + (1 - kept_x1).sqrt().float() * noise_xZ
 
     def loss(self, hidden_PD: Tensor, targets_MPZ: Tensor) -> Tensor:
@@ -91,13 +97,15 @@ class DiffusionHead(GenerativeHead):
 
     def sample(self, hidden_PD: Tensor, num: int) -> Tensor:
         """See `GenerativeHead.sample`."""
+        self._place_chains(hidden_PD.device)
         chain, condition_PD = self.sampling_chain, self.net.condition(hidden_PD)
+        steps = torch.arange(len(chain.time), device=hidden_PD.device)
         state_NPZ = torch.randn((num, hidden_PD.shape[0], self.l), device=hidden_PD.device)
         for index in reversed(range(len(chain.time))):
-            step = torch.tensor([index], device=hidden_PD.device)
+            step = steps[index : index + 1]
             predicted, mix = self.predict(state_NPZ, step, condition_PD)
             if self.solver == "ddim":
-                state_NPZ = _deterministic_step(chain, state_NPZ, predicted, index)
+                state_NPZ = _deterministic_step(chain, state_NPZ, predicted, step)
                 continue
             state_NPZ, log_variance = reverse_step(chain, state_NPZ, predicted, mix, step, LATENT_BOUND)
             if index > 0:
@@ -105,8 +113,15 @@ class DiffusionHead(GenerativeHead):
         return state_NPZ
 
     def predict(self, state_NPZ: Tensor, step_x: Tensor, condition_PD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return predicted noise and variance mix, each (..., P, Z), float32, at steps of the sampling chain."""
-        time_x = self.sampling_chain.time.to(step_x.device)[step_x]
+        """Return predicted noise and variance mix, each (..., P, Z), float32.
+
+        Args:
+            state_NPZ: Noisy latents, (..., P, Z).
+            step_x: Steps of the sampling chain, broadcastable to (..., P).
+            condition_PD: What the network's `condition` made of the hidden states, (P, D).
+        """
+        self._place_chains(state_NPZ.device)
+        time_x = self.sampling_chain.time[step_x]
         predicted, mix = self.net(state_NPZ, time_x, condition_PD).float().chunk(2, dim=-1)
         return predicted, mix
 
@@ -139,7 +154,7 @@ def reverse_step(
 
 def _at(table: Tensor, step_x: Tensor) -> Tensor:
     """Return the table's values at steps (...), (..., 1)."""
-    return table.to(step_x.device)[step_x].unsqueeze(-1)
+    return table[step_x].unsqueeze(-1)
 
 
 def _latent_from_noise(chain: Chain, state_xZ: Tensor, noise_xZ: Tensor, step_x: Tensor) -> Tensor:
@@ -151,12 +166,13 @@ def _posterior_mean(chain: Chain, latent_xZ: Tensor, state_xZ: Tensor, step_x: T
     return _at(chain.mean_latent, step_x) * latent_xZ + _at(chain.mean_state, step_x) * state_xZ
 
 
-def _deterministic_step(chain: Chain, state_xZ: Tensor, noise_xZ: Tensor, index: int) -> Tensor:
+def _deterministic_step(chain: Chain, state_xZ: Tensor, noise_xZ: Tensor, step_x: Tensor) -> Tensor:
     """Return the state one step earlier on the path that adds no fresh noise."""
-    kept, before = float(chain.kept[index]), float(chain.kept[index - 1]) if index > 0 else 1.0
-    latent_xZ = ((state_xZ - math.sqrt(1 - kept) * noise_xZ) / math.sqrt(kept)).clamp(-LATENT_BOUND, LATENT_BOUND)
-    noise_xZ = (state_xZ - math.sqrt(kept) * latent_xZ) / math.sqrt(1 - kept)
-    return math.sqrt(before) * latent_xZ + math.sqrt(1 - before) * noise_xZ
+    kept = _at(chain.kept, step_x).float()
+    before = torch.where(step_x.unsqueeze(-1) > 0, _at(chain.kept, (step_x - 1).clamp(min=0)).float(), 1.0)
+    latent_xZ = ((state_xZ - (1 - kept).sqrt() * noise_xZ) / kept.sqrt()).clamp(-LATENT_BOUND, LATENT_BOUND)
+    noise_xZ = (state_xZ - kept.sqrt() * latent_xZ) / (1 - kept).sqrt()
+    return before.sqrt() * latent_xZ + (1 - before).sqrt() * noise_xZ
 
 
 def _gaussian_kl(mean_a: Tensor, log_variance_a: Tensor, mean_b: Tensor, log_variance_b: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def _distances(x_PNZ: Tensor, y_PMZ: Tensor, alpha: float) -> Tensor:
     squares = x_PNZ.square().sum(-1).unsqueeze(2) + y_PMZ.square().sum(-1).unsqueeze(1)
     squared_PNM = torch.baddbmm(squares, x_PNZ, y_PMZ.transpose(1, 2), alpha=-2)
     # Below the smallest normal float the root's gradient is infinite; clamp makes it zero there. A small alpha would
-    # turn that smallest float into a distance worth noticing, so it is masked out of the value, too.
+    # turn even that float into a distance worth noticing, so a distance of zero is zero by the mask.
     tiny = torch.finfo(squared_PNM.dtype).tiny
     return (squared_PNM.clamp(min=tiny) ** (alpha / 2)) * (squared_PNM > tiny)
 
@@ -115,12 +115,14 @@ def energy_score(draws_NPZ: Tensor, targets_MPZ: Tensor, alpha: float) -> Tensor
     """
     N, M = draws_NPZ.shape[0], targets_MPZ.shape[0]
     with torch.autocast(draws_NPZ.device.type, enabled=False):
-        # Distances ignore a common shift; centring keeps |x|^2 + |y|^2 - 2xy from cancelling.
+        # Distances ignore a common shift; centring keeps |x|^2 + |y|^2 - 2xy from cancelling. Draws are centred anew
+        # among themselves: early in training they lie much closer to one another than to the targets.
         centre_PZ = targets_MPZ.mean(0)
         x_PNZ = (draws_NPZ.to(centre_PZ.dtype) - centre_PZ).transpose(0, 1)
         y_PMZ = (targets_MPZ - centre_PZ).transpose(0, 1)
         to_targets_P = _distances(x_PNZ, y_PMZ, alpha).sum((1, 2))
-        between_PNN = _distances(x_PNZ, x_PNZ, alpha)
+        own_PNZ = x_PNZ - x_PNZ.mean(1, keepdim=True)
+        between_PNN = _distances(own_PNZ, own_PNZ, alpha)
         diagonal = torch.eye(N, dtype=torch.bool, device=between_PNN.device)
         between_P = between_PNN.masked_fill(diagonal, 0).sum((1, 2))
         return between_P / (N * (N - 1)) - to_targets_P * (2 / (N * M))

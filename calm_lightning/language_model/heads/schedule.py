@@ -1,11 +1,12 @@
 """The noise schedule of the diffusion head: cosine betas, and the chain respaced to fewer steps.
 
-Plain arithmetic in float64, so that no part of it depends on a device.
+Plain arithmetic in float64 on the CPU, wherever the network is built: the tables are moved once to where they are used.
 Source: Nichol & Dhariwal, arXiv 2102.09672: equation 17 (cosine), section 4 (respacing).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ def cosine_betas(steps: int) -> Tensor:
         return math.cos((fraction + 0.008) / 1.008 * math.pi / 2) ** 2
 
     ratios = [kept((step + 1) / steps) / kept(step / steps) for step in range(steps)]
-    return torch.tensor([min(1 - ratio, LONGEST_BETA) for ratio in ratios], dtype=torch.float64)
+    return torch.tensor([min(1 - ratio, LONGEST_BETA) for ratio in ratios], dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Chain:
     def from_betas(cls, beta: Tensor, time: Tensor) -> Chain:
         """Return the chain with the given variances; tables are float32."""
         kept = (1 - beta).cumprod(0)
-        before = torch.cat((torch.ones(1, dtype=kept.dtype), kept[:-1]))
+        before = torch.cat((torch.ones_like(kept[:1]), kept[:-1]))
         posterior = beta * (1 - before) / (1 - kept)
         posterior[0] = posterior[1]
         return cls(
@@ -62,10 +63,20 @@ class Chain:
             mean_state=((1 - before) * (1 - beta).sqrt() / (1 - kept)).float(),
         )
 
+    def to(self, device: torch.device) -> Chain:
+        """Return the chain with its tables on a device; MPS, which has no float64, gets float32."""
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        return Chain(
+            **{
+                name: table.to(device, wide if table.dtype == torch.float64 else table.dtype)
+                for name, table in vars(self).items()
+            }
+        )
+
     @classmethod
     def full(cls, steps: int) -> Chain:
         """Return the cosine chain of `steps` steps."""
-        return cls.from_betas(cosine_betas(steps), torch.arange(steps))
+        return cls.from_betas(cosine_betas(steps), torch.arange(steps, device="cpu"))
 
     def respaced(self, steps: int) -> Chain:
         """Return the chain that visits `steps` evenly spaced steps of this one, first and last included.
@@ -75,8 +86,9 @@ class Chain:
         """
         if not 2 <= steps <= len(self.time):
             raise ValueError(f"a chain of {len(self.time)} steps can be respaced to 2 to {len(self.time)}, not {steps}")
-        stride = (len(self.time) - 1) / (steps - 1)
-        visited = torch.tensor([round(step * stride) for step in range(steps)])
+        # Summed rather than multiplied, as in the published code: rounding differs at some numbers of steps.
+        strides = itertools.accumulate([(len(self.time) - 1) / (steps - 1)] * (steps - 1), initial=0.0)
+        visited = torch.tensor([round(place) for place in strides], device="cpu")
         kept = self.kept[visited]
-        before = torch.cat((torch.ones(1, dtype=kept.dtype), kept[:-1]))
+        before = torch.cat((torch.ones_like(kept[:1]), kept[:-1]))
         return Chain.from_betas(1 - kept / before, visited)
