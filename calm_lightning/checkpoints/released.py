@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from calm_lightning.autoencoder.config import AutoencoderConfig
-from calm_lightning.checkpoints.codecs import (
+from calm_lightning.checkpoints.autoencoders import (
     AutoencoderParts,
     read_autoencoder,
     read_beside,

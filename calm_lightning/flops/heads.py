@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 from calm_lightning.flops.layers import Size, layer_norm, linear
 from calm_lightning.language_model.config import LanguageModelConfig
-from calm_lightning.language_model.heads.registry import network_calls
-
-TIME_FEATURES = 256
-"""Sines and cosines that tell a flow or diffusion network the time."""
+from calm_lightning.language_model.heads.registry import TIME_FEATURES, network_calls
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from calm_lightning.assembly import CONFIG, RESULT, TOKENIZER, WEIGHTS, load_result
 from calm_lightning.autoencoder.config import AutoencoderConfig
-from calm_lightning.checkpoints.codecs import AUTOENCODER_DIR
+from calm_lightning.checkpoints.autoencoders import AUTOENCODER_DIR
 from calm_lightning.checkpoints.files import CONFIG_FILE, whole_directory, write_json, write_weights
 from calm_lightning.checkpoints.keys import (
     RELEASED_M,

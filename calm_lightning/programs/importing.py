@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from calm_lightning.assembly import CONFIG, RESULT, TOKENIZER, WEIGHTS, load_result
-from calm_lightning.checkpoints.codecs import AUTOENCODER_DIR
+from calm_lightning.checkpoints.autoencoders import AUTOENCODER_DIR
 from calm_lightning.checkpoints.files import save_tensors, whole_directory
 from calm_lightning.checkpoints.released import Released, read_released
 from calm_lightning.config import RunConfig, to_yaml

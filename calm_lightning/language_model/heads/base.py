@@ -17,16 +17,18 @@ NORM_EPS = 1e-6
 class GenerativeHead(nn.Module, ABC):
     """Draws latents from the distribution that a hidden state stands for, and learns from draws of the truth.
 
+    Args:
+        config: Shape of the head and of its loss; every head reads the fields that concern it.
+
     Attributes:
         targets: Posterior draws per position that `loss` is to be given.
     """
 
     targets: int
 
-    @classmethod
     @abstractmethod
-    def from_config(cls, config: LanguageModelConfig) -> GenerativeHead:
-        """Return a freshly initialised head of the shape that `config` describes."""
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__()
 
     @abstractmethod
     def sample(self, hidden_PD: Tensor, num: int) -> Tensor:

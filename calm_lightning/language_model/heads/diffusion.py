@@ -28,26 +28,17 @@ class DiffusionHead(GenerativeHead):
     """Predicts the noise in a noisy latent and how to mix two bounds of the reverse step's variance.
 
     Args:
-        d: Width of the hidden state and of the network.
-        l: Latent dimension.
-        blocks: Residual blocks of the network.
-        targets: Posterior draws per position in the loss, N.
-        steps: Steps of a draw, 2 to 1000.
-        solver: "ddpm" draws every reverse step; "ddim" follows its deterministic mean (arXiv 2010.02502, eta = 0).
+        config: d, l, head_blocks, N (posterior draws per position in the loss), sampling_steps (2 to 1000), solver:
+            "ddpm" draws every reverse step; "ddim" follows its deterministic mean (arXiv 2010.02502, eta = 0).
     """
 
-    def __init__(self, d: int, l: int, blocks: int, targets: int, steps: int, solver: str) -> None:
-        super().__init__()
-        self.l, self.targets, self.solver = l, targets, solver
-        self.net = ModulatedMLP(d, l, 2 * l, blocks)
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__(config)
+        self.l, self.targets = config.latent_width(), config.N
+        steps, self.solver = sampling_plan(config)
+        self.net = ModulatedMLP(config.d, self.l, 2 * self.l, config.head_blocks)
         self.training_chain = Chain.full(TRAINING_STEPS)
         self.sampling_chain = self.training_chain.respaced(steps)
-
-    @classmethod
-    def from_config(cls, config: LanguageModelConfig) -> DiffusionHead:
-        """See `GenerativeHead.from_config`."""
-        steps, solver = sampling_plan(config)
-        return cls(config.d, config.latent_width(), config.head_blocks, config.N, steps, solver)
 
     def _place_chains(self, device: torch.device) -> None:
         """Move the tables to where they are used; they are no buffers, since they follow from the configuration."""

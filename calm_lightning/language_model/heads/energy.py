@@ -47,7 +47,7 @@ class EnergyHead(GenerativeHead):
     """
 
     def __init__(self, config: LanguageModelConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         d, l, blocks = config.d, config.latent_width(), config.head_blocks
         self.noise, self.noise_size = config.noise, config.noise_size
         self.N, self.targets, self.alpha = config.N, config.M, config.alpha
@@ -62,13 +62,13 @@ class EnergyHead(GenerativeHead):
         init_xavier(self)
         nn.init.zeros_(self.to_latent.weight)
 
-    @classmethod
-    def from_config(cls, config: LanguageModelConfig) -> EnergyHead:
-        """See `GenerativeHead.from_config`."""
-        return cls(config)
-
     def forward(self, hidden_PD: Tensor, noise_NPU: Tensor) -> Tensor:
-        """Return the latents (N, P, Z) that noise (N, P, noise_size) makes of hidden states (P, D)."""
+        """Return the latents (N, P, Z) that noise makes of hidden states.
+
+        Args:
+            hidden_PD: Hidden states, (P, D).
+            noise_NPU: Noise, (N, P, noise_size).
+        """
         condition_PD = self.hidden_norm(self.hidden_embedding(hidden_PD))
         state_NPD = self.noise_norm(self.noise_embedding(noise_NPU))
         for block in self.blocks:

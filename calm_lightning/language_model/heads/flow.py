@@ -23,24 +23,15 @@ class FlowHead(GenerativeHead):
     """Regresses the velocity z - x0 at x_t = (1 - t) x0 + t z; draws by integrating it from t = 0 to 1.
 
     Args:
-        d: Width of the hidden state and of the network.
-        l: Latent dimension.
-        blocks: Residual blocks of the network.
-        targets: Posterior draws per position in the loss, N.
-        steps: Integration steps of a draw.
-        solver: "midpoint" (two network calls per step) or "euler" (one).
+        config: d, l, head_blocks, N (posterior draws per position in the loss), sampling_steps, solver: "midpoint" (two
+            network calls per step) or "euler" (one).
     """
 
-    def __init__(self, d: int, l: int, blocks: int, targets: int, steps: int, solver: str) -> None:
-        super().__init__()
-        self.l, self.targets, self.steps, self.solver = l, targets, steps, solver
-        self.net = ModulatedMLP(d, l, l, blocks)
-
-    @classmethod
-    def from_config(cls, config: LanguageModelConfig) -> FlowHead:
-        """See `GenerativeHead.from_config`."""
-        steps, solver = sampling_plan(config)
-        return cls(config.d, config.latent_width(), config.head_blocks, config.N, steps, solver)
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__(config)
+        self.l, self.targets = config.latent_width(), config.N
+        self.steps, self.solver = sampling_plan(config)
+        self.net = ModulatedMLP(config.d, self.l, self.l, config.head_blocks)
 
     def velocity(self, latent_NPZ: Tensor, time_NP: Tensor, condition_PD: Tensor) -> Tensor:
         """Return the velocity (..., P, Z) at latents (..., P, Z) and times in [0, 1), broadcastable to (..., P)."""

@@ -13,9 +13,8 @@ from torch.nn import functional
 
 from calm_lightning.backbone.transformer import init_xavier
 from calm_lightning.language_model.heads.base import NORM_EPS
+from calm_lightning.language_model.heads.registry import TIME_FEATURES
 
-TIME_FEATURES = 256
-"""Sines and cosines of the time, half each."""
 _LONGEST_PERIOD = 10_000.0
 
 

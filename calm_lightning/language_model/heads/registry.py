@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from calm_lightning.language_model.config import LanguageModelConfig
     from calm_lightning.language_model.heads.base import GenerativeHead
 
+TIME_FEATURES = 256
+"""Sines and cosines that tell a flow or diffusion network the time, half each."""
 MOST_STEPS = 1000
 """Most sampling steps of any head: what a network is told of time has this resolution."""
 
@@ -64,4 +66,4 @@ def build_head(config: LanguageModelConfig) -> GenerativeHead:
     entry = HEADS[config.head]
     module = importlib.import_module(f"calm_lightning.language_model.heads.{entry.module}")
     kind: type[GenerativeHead] = getattr(module, entry.class_name)
-    return kind.from_config(config)
+    return kind(config)
