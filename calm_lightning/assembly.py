@@ -116,6 +116,28 @@ def find_autoencoder(run_dir: str) -> FinishedAutoencoder:
     )
 
 
+def own_autoencoder(run_dir: Path, config: RunConfig) -> Path:
+    """Return the directory of the autoencoder that a finished language model was trained with.
+
+    It is looked for where it was, then where it is if both were moved together: inside the run, or in the usual layout
+    of run directories. A directory that holds another autoencoder than the recorded one is passed over.
+
+    Raises:
+        CheckpointError: It is in none of these places.
+    """
+    recorded = load_result(run_dir)["protocol"].get("model")
+    wanted = recorded.get("autoencoder") if isinstance(recorded, dict) else None
+    stored = Path(config.autoencoder_run)
+    places = [run_dir / "autoencoder", run_dir.resolve().parents[1] / "autoencoder" / stored.name]
+    for place in [stored, *places] if config.autoencoder_run else places:
+        if (place / RESULT).is_file() and wanted in (None, load_result(place)["identity"]):
+            return place
+    raise CheckpointError(
+        f"the autoencoder of {run_dir} was not found at {config.autoencoder_run or places[0]}: if it has been moved, "
+        f"give its directory (--autoencoder DIR)"
+    )
+
+
 def load_result(run_dir: Path) -> dict[str, Any]:
     """Read what a finished run says of itself.
 
@@ -221,8 +243,11 @@ def load_weights(network: nn.Module, run_dir: Path) -> None:
     path = run_dir / WEIGHTS
     try:
         network.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{path} cannot be used: {str(error).splitlines()[0]}") from error
+    except RuntimeError as error:  # names or shapes: torch lists them one a line, below a headline
+        problems = [line.strip() for line in str(error).splitlines()[1:]]
+        raise CheckpointError(f"{path} does not fit {CONFIG} beside it: {' '.join(problems)[:500]}") from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is missing or damaged ({error}): put the original file back") from None
 
 
 def build_ledger(config: RunConfig, found: FinishedAutoencoder | None) -> CostLedger:

@@ -21,6 +21,7 @@ from calm_lightning.assembly import (
     load_autoencoder,
     load_result,
     load_weights,
+    own_autoencoder,
 )
 from calm_lightning.autoencoder.model import ChunkAutoencoder
 from calm_lightning.checkpoints.released import Released, is_released, read_released
@@ -112,7 +113,7 @@ def _open_run(folder: Path, autoencoder: str | None, drawing: Mapping[str, Any])
     load_weights(network, folder)
     codec = None
     if config.stage == "calm":
-        found = find_autoencoder(autoencoder or _own_autoencoder(folder, config))
+        found = find_autoencoder(autoencoder or str(own_autoencoder(folder, config)))
         theirs, ours = found.config.model, config.model
         if (theirs.K, theirs.latent_width(), theirs.vocabulary) != (ours.K, ours.latent_width(), ours.vocabulary):
             raise CheckpointError(
@@ -125,12 +126,6 @@ def _open_run(folder: Path, autoencoder: str | None, drawing: Mapping[str, Any])
     return OpenModel(
         folder, config.stage, config, network.eval().requires_grad_(False), codec, _tokenizer(folder, config), lineage
     )
-
-
-def _own_autoencoder(folder: Path, config: RunConfig) -> str:
-    """Return the directory of a run's autoencoder: where it was, or beside the model if both were moved."""
-    beside = folder / "autoencoder"
-    return config.autoencoder_run if Path(config.autoencoder_run).is_dir() or not beside.is_dir() else str(beside)
 
 
 def _tokenizer(folder: Path, config: RunConfig) -> Tokenizer | None:
@@ -179,8 +174,14 @@ def run_config(released: Released) -> RunConfig:
 
 
 def _network(config: RunConfig) -> nn.Module:
+    """Return the network that a configuration describes, not yet filled.
+
+    Raises:
+        CheckpointError: The configuration was not resolved.
+    """
     V = config.model.vocabulary
-    assert V is not None
+    if V is None:
+        raise CheckpointError(f"the {CONFIG} of this run is not that of a finished one: put the original file back")
     if config.stage == "autoencoder":
         return _autoencoder(config)
     return TokenLM(config.model, V) if config.stage == "baseline" else ContinuousLM(config.model, V)

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from calm_lightning.assembly import (
     CHECKPOINT,
@@ -36,6 +34,7 @@ from calm_lightning.assembly import (
     load_result,
     resolve,
 )
+from calm_lightning.checkpoints.files import save_tensors
 from calm_lightning.config import RunConfig, identity, to_yaml
 from calm_lightning.config.validation import validate
 from calm_lightning.data.datamodule import PileDataModule
@@ -125,7 +124,7 @@ def execute(
         try:
             if not reused:
                 stage = _train(config, data, found, run_dir, progress)
-                _finish(config, data, stage, run_dir, run_identity, name)
+                _finish(config, data, stage, run_dir, {"model": run_identity} | lineage, name)
         except BaseException as error:
             if tracker:
                 tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -184,21 +183,23 @@ def _train(
     return stage
 
 
-def _finish(config: RunConfig, data: PileDataModule, stage: Stage, run_dir: Path, run_identity: str, name: str) -> None:
+def _finish(
+    config: RunConfig, data: PileDataModule, stage: Stage, run_dir: Path, identities: dict[str, str], name: str
+) -> None:
     """Write tokenizer, trained weights, text sample, and last of all the result that marks the run as finished."""
     save_tokenizer(data.tokenizer, run_dir / TOKENIZER)
-    _save_weights({key: tensor.contiguous() for key, tensor in stage.model.state_dict().items()}, run_dir / WEIGHTS)
+    _save_weights(stage.model.state_dict(), run_dir / WEIGHTS)
     if isinstance(stage, ScoredStage) and config.evaluation.text_tokens:
         _write(run_dir / SAMPLE, _sample_text(config, data, stage))
     steps = by_step(read_journal(run_dir))
     last = max(step for step, values in steps.items() if names.TRAIN_FLOPS in values)
     metrics = {key: value for key, value in steps[last].items() if not key.startswith("train/")}
     result = {
-        "identity": run_identity,
+        "identity": identities["model"],
         "name": name,
         "stage": config.stage,
         "metrics": metrics,
-        "protocol": _protocol(config, run_identity, metrics),
+        "protocol": _protocol(config, identities, metrics),
         "train_flops": metrics[names.TRAIN_FLOPS_TOTAL],
         "mlflow_run_id": None,
     }
@@ -213,14 +214,13 @@ def _save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
     """
     scratch = path.with_name(path.name + ".tmp")
     try:
-        save_file(weights, scratch)
+        save_tensors(scratch, weights)
         os.replace(scratch, path)
-    except (OSError, SafetensorError) as error:
+    finally:
         scratch.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} cannot be written: {error}; make room and run the same command again") from None
 
 
-def _protocol(config: RunConfig, run_identity: str, metrics: dict[str, float]) -> dict[str, object]:
+def _protocol(config: RunConfig, identities: dict[str, str], metrics: dict[str, float]) -> dict[str, object]:
     """Return how the run was scored: a score without this is not comparable."""
     text = CorpusSplit(Path(config.data.corpus), config.data.eval_split)
     language_model = config.stage != "autoencoder"
@@ -241,7 +241,7 @@ def _protocol(config: RunConfig, run_identity: str, metrics: dict[str, float]) -
         precision=str(config.trainer["precision"]),
         seed=config.seed,
         commit=commit(),
-        model={"model": run_identity},
+        model={name: value for name, value in identities.items() if name != "corpus"},
         sampler=sampling_in_words(config.model) if config.stage == "calm" else "",
     ).to_dict()
 

@@ -122,10 +122,13 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle can fail in any way
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        hostile = "unsupported" in str(error).lower()
+        reason = (
+            "asks for more than tensors, and nothing of it is executed" if hostile else "damaged, or another format"
+        )
         raise CheckpointError(
-            f"{path} cannot be read as weights alone, and nothing else in it is executed ({reason[0]}): get the "
-            f"checkpoint from its authors, as safetensors if they have it"
+            f"{path} is no file of plain tensors ({reason}): get the checkpoint from its authors, as safetensors if "
+            f"they have it"
         ) from None
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
@@ -177,8 +180,23 @@ def save_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
         seen.add(storage.data_ptr())
     try:
         save_file(own, path, metadata={"format": "pt"})  # the authors' loader asks for this entry
+        path.chmod(0o666 & ~_umask())  # the library leaves files that nobody else may read
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be written: {error}; make room and run the same command again") from None
+
+
+def _umask() -> int:
+    """Return the process' mask of permissions, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def replace_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object over an existing file, whole or not at all."""
+    scratch = path.with_name(path.name + ".tmp")
+    write_json(scratch, value)
+    os.replace(scratch, path)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -196,10 +214,13 @@ def whole_directory(target: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: Something came to lie at `target` meanwhile.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be created: {error.strerror}; choose another place") from None
     try:
         yield scratch
         try:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from calm_lightning.cli import options
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -52,6 +54,7 @@ def import_hf(
 def export_hf(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a finished run.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Checkpoint directory to make.")],
+    autoencoder: options.Autoencoder = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest file of weights; more become shards.")] = "5GB",
 ) -> None:
     """Write a finished run in the released format, for the authors' code to load.
@@ -66,7 +69,7 @@ def export_hf(
 
     console = Console()
     with console.status("writing"):
-        exported = export_run(run, out, max_shard_size)
+        exported = export_run(run, out, max_shard_size, autoencoder)
     _show_export(console, exported)
 
 
@@ -118,7 +121,8 @@ def _show_import(console: Console, imported: Imported) -> None:
         console.print("this checkpoint had been imported there before: nothing was written now", highlight=False)
     for note in imported.notes:
         console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
-    command = f"calm eval {shlex.quote(str(imported.run_dir))} --text FILE"
+    missing = "" if imported.tokenizer else " --tokenizer SPEC"
+    command = f"calm eval {shlex.quote(str(imported.run_dir))} --text FILE{missing}"
     console.print(f"next: {command}", soft_wrap=True, highlight=False, markup=False)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from calm_lightning.cli import options
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
@@ -18,12 +22,9 @@ if TYPE_CHECKING:
 
 
 def diagnose(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run directory, or one in the released format.")],
+    model: options.Model,
     baseline: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Token model of the same tokenizer, to stand beside it.")
-    ] = None,
-    autoencoder: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Its autoencoder, where it is not the model's own.")
     ] = None,
     text: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Held-out text, UTF-8; default: the corpus.")
@@ -35,17 +36,22 @@ def diagnose(
     foreign: Annotated[
         list[str] | None, typer.Option(metavar="NAME=FILE", help="One more text for foreign; may be repeated.")
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Held-out tokens that each diagnosis but drift reads.")] = 32_768,
-    prompts: Annotated[int, typer.Option(help="Prompts that drift continues.")] = 32,
-    length: Annotated[int, typer.Option(help="Tokens drift generates per prompt; 0: two trained blocks.")] = 0,
-    samples: Annotated[int, typer.Option(help="Pool size S below T = 1.")] = 200,
+    tokens: Annotated[int, typer.Option(min=2, help="Held-out tokens that each diagnosis but drift reads.")] = 32_768,
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts that drift continues.")] = 32,
+    length: Annotated[int, typer.Option(min=0, help="Tokens drift generates per prompt; 0: two trained blocks.")] = 0,
+    samples: Annotated[int, typer.Option(min=2, help="Pool size S below T = 1.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of all draws.")] = 0,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where files go; default diagnosis/MODEL.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON and nothing else.")] = False,
+    sampling_steps: options.SamplingSteps = None,
+    solver: options.Solver = None,
+    autoencoder: options.Autoencoder = None,
+    tokenizer: options.Tokenizer = "",
+    as_json: options.AsJson = False,
 ) -> None:
     """Ask of a model: drift, round trips, noise, calibration, foreign text.
 
-    Prints a table per question and writes diagnosis.json, rows.csv and, with matplotlib, a figure per question.
+    Prints a table per question and writes diagnosis.json, rows.csv and, with matplotlib, a figure per question, as
+    each is answered; they replace those of an earlier call in the same directory.
 
     Example: calm diagnose runs/calm/NAME --baseline runs/baseline/NAME --only drift,calibration
     """
@@ -53,30 +59,60 @@ def diagnose(
 
     from rich.console import Console
 
-    from calm_lightning.diagnostics.report import to_dict, write_files
+    from calm_lightning.diagnostics.report import to_dict
     from calm_lightning.models import open_model
-    from calm_lightning.programs.diagnosis import DiagnosisOptions, settings
+    from calm_lightning.programs.diagnosis import DiagnosisOptions, settings, with_tokenizer
     from calm_lightning.programs.diagnosis import diagnose as ask
 
-    opened = open_model(model, autoencoder=str(autoencoder) if autoencoder else None)
-    other = open_model(baseline) if baseline else None
+    name = model.resolve().name
     names = tuple(name.strip() for name in only.split(",") if name.strip())
-    options = DiagnosisOptions(names, tokens, prompts, length, samples=samples, seed=seed)
-    held_out, extra = _held_out(opened, text, split), _foreign_texts(foreign or [])
-    console, findings = Console(quiet=as_json), []
-    with Console(stderr=True).status("reading") as line:
-        for finding in ask(opened, held_out, options, baseline=other, foreign_texts=extra, on_step=line.update):
-            findings.append(finding)
+    chosen = DiagnosisOptions(names, tokens, prompts, length, samples=samples, seed=seed)
+    with _directory(out or Path("diagnosis") / name) as place, Console(stderr=True).status("opening") as line:
+        opened = open_model(model, autoencoder=autoencoder, sampling_steps=sampling_steps, solver=solver)
+        opened = with_tokenizer(opened, tokenizer)
+        other = open_model(baseline) if baseline else None
+        held_out, extra = _held_out(opened, text, split), _foreign_texts(foreign or [])
+        made = settings(opened, held_out, chosen, other)
+        source = text.name if text else f"{split} split"
+        console, files = Console(quiet=as_json), _Files(place, made, f"{name} · {source} · seed {seed}")
+        for finding in ask(opened, held_out, chosen, baseline=other, foreign_texts=extra, on_step=line.update):
+            line.stop()  # while it turns, what is printed would go where it is shown
+            files.add(finding)
             _show(console, finding)
-    made = settings(opened, held_out, options, other)
-    place = out or Path("diagnosis") / opened.path.resolve().name
-    files = write_files(place, findings, made)
-    source = text.name if text else f"{split} split"
-    files += _draw(place, findings, f"{opened.path.resolve().name} · {source} · seed {seed}")
+            line.start()
     if as_json:
-        typer.echo(json.dumps(to_dict(findings, made), indent=2, ensure_ascii=False))
-    for path in files:
+        typer.echo(json.dumps(to_dict(files.findings, made), indent=2, ensure_ascii=False))
+    for path in files.written:
         console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def _directory(place: Path) -> Iterator[Path]:
+    """Make the output directory before any work is done; take it away again if it stays empty.
+
+    Raises:
+        ConfigError: It cannot be made or written to.
+    """
+    import tempfile
+
+    from calm_lightning.errors import ConfigError
+
+    made: list[Path] = []
+    try:
+        try:
+            made = [folder for folder in (place, *place.parents) if not folder.exists()]
+            place.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                f"files cannot be written to {place} ({error.strerror}): name another directory with --out DIR"
+            ) from None
+        yield place
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _held_out(opened: OpenModel, text: Path | None, split: str) -> EvaluationText:
@@ -91,7 +127,10 @@ def _held_out(opened: OpenModel, text: Path | None, split: str) -> EvaluationTex
 
     if text is not None:
         if opened.tokenizer is None:
-            raise CheckpointError(f"{opened.path} does not record its tokenizer, so {text} cannot be read for it")
+            raise CheckpointError(
+                f"{opened.path} carries no tokenizer, so --text cannot be read: name the one it was trained with, "
+                f"for example --tokenizer llama3"
+            )
         return PackedText([(_read(text), text.name)], opened.tokenizer)
     if not opened.config.data.corpus:
         raise DataError(f"{opened.path} names no corpus: give a held-out text with --text FILE")
@@ -99,12 +138,18 @@ def _held_out(opened: OpenModel, text: Path | None, split: str) -> EvaluationTex
 
 
 def _read(path: Path) -> str:
+    """Return a file of text.
+
+    Raises:
+        DataError: It is not there, may not be read, or is not UTF-8.
+    """
     from calm_lightning.errors import DataError
 
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise DataError(f"the text {path} cannot be read: {reason}") from None
 
 
 def _foreign_texts(given: Sequence[str]) -> dict[str, str]:
@@ -144,16 +189,42 @@ def _show(console: Console, finding: Finding) -> None:
     console.print()
 
 
-def _draw(place: Path, findings: Sequence[Finding], subtitle: str) -> list[Path]:
-    """Draw a figure per finding and return the files; say so where matplotlib is missing."""
-    import importlib.util
+class _Files:
+    """What is written: all of it anew after every finding, so that an interrupted call keeps what it has found."""
 
-    if importlib.util.find_spec("matplotlib") is None:
-        typer.echo("no figures: matplotlib is not installed; run pip install 'calm-lightning[sweeps]'", err=True)
-        return []
-    from calm_lightning.diagnostics.figures import draw_png
+    def __init__(self, place: Path, settings: Mapping[str, Any], subtitle: str) -> None:
+        import importlib.util
 
-    paths = [place / f"{finding.name}.png" for finding in findings]
-    for path, finding in zip(paths, findings, strict=True):
-        draw_png(path, finding, subtitle)
-    return paths
+        self.findings: list[Finding] = []
+        self._place, self._settings, self._subtitle = place, settings, subtitle
+        self._draws = importlib.util.find_spec("matplotlib") is not None
+        self._tables: list[Path] = []
+        self._figures: list[Path] = []
+
+    @property
+    def written(self) -> list[Path]:
+        """The files, tables first."""
+        return self._tables + self._figures
+
+    def add(self, finding: Finding) -> None:
+        """Write the tables with one more finding, and its figure where matplotlib is there to draw it."""
+        from calm_lightning.diagnostics.report import write_files
+
+        if not self.findings:
+            self._begin()
+        self.findings.append(finding)
+        self._tables = write_files(self._place, self.findings, self._settings)
+        if self._draws:
+            from calm_lightning.diagnostics.figures import draw_png
+
+            self._figures.append(self._place / f"{finding.name}.png")
+            draw_png(self._figures[-1], finding, self._subtitle)
+
+    def _begin(self) -> None:
+        """Remove the figures of an earlier call, which would stand beside numbers that are not theirs."""
+        from calm_lightning.programs.diagnosis import ANSWERS
+
+        for name in ANSWERS:
+            (self._place / f"{name}.png").unlink(missing_ok=True)
+        if not self._draws:
+            typer.echo("no figures: matplotlib is not installed; run pip install 'calm-lightning[sweeps]'", err=True)

@@ -184,7 +184,7 @@ def _show(console: Console, found: Evaluation) -> None:
     if found.score is not None:
         for title, table in _score_tables(found.score, found.K):
             console.print(title, table, highlight=False)
-        for remark in _remarks(found.score):
+        for remark in _remarks(found):
             console.print(remark, highlight=False, markup=False)
     if found.reconstruction is not None:
         console.print("Reconstruction", _reconstruction_table(found), highlight=False)
@@ -231,8 +231,10 @@ def _with_error(value: float, error: float) -> str:
     return f"{value:.2f} ({error:.2f})"
 
 
-def _remarks(score: BrierLMResult) -> Iterator[str]:
-    """Yield what a reader of the numbers should know."""
+def _remarks(found: Evaluation) -> Iterator[str]:
+    """Yield what a reader of a language model's numbers should know."""
+    score, protocol = found.score, found.protocol
+    assert score is not None
     if score.zeroed:
         worst = min(range(4), key=lambda n: score.brier[n])
         yield f"BrierLM is 0 by definition: the mean of Brier-{worst + 1} is {score.brier[worst]:.3g}, not above 0."
@@ -247,6 +249,11 @@ def _remarks(score: BrierLMResult) -> Iterator[str]:
         yield f"Errors are over {score.units} {score.unit}s (95 % bootstrap interval)."
     if score.degenerate:
         yield "All of them score exactly alike: resampling sees no spread, which does not mean that there is none."
+    if protocol.name == "aligned":
+        yield (
+            f"Compare models at the same --block-tokens (here {protocol.block_tokens:,}) and --start-stride (here "
+            f"{protocol.start_stride})."
+        )
 
 
 def _reconstruction_table(found: Evaluation) -> Table:

@@ -35,8 +35,8 @@ def generate(
     prompts: Annotated[Path | None, typer.Option(help="File of prompts, one per line.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Most tokens per prompt.")] = 128,
     temperature: Annotated[
-        float, typer.Option(help="In (0, 1], 1 or 1/n with --method batch; a baseline takes any above 0.")
-    ] = 0.5,
+        str, typer.Option(help="Such as 0.5 or 1/3, in (0, 1]; --method batch: 1 or 1/n; a baseline: any above 0.")
+    ] = "0.5",
     samples: Annotated[int, typer.Option(min=1, help="batch: pool size S per chunk.")] = 200,
     method: Annotated[MethodName, typer.Option(help="batch: fixed cost; exact: no bias, cost unknown.")] = (
         MethodName.batch
@@ -66,9 +66,10 @@ def generate(
     from calm_lightning.models import open_model
     from calm_lightning.programs.generation import GenerationOptions, generate_text, ignore_text
 
+    heat = _temperature(temperature)
     texts = [*(prompt or []), *(_read_prompts(prompts) if prompts else [])]
     chosen = GenerationOptions(
-        tokens, temperature, samples, method.value, budget, align.value, seed, batch_size, precision.value
+        tokens, heat, samples, method.value, budget, align.value, seed, batch_size, precision.value
     )
     opened = open_model(model, autoencoder=autoencoder, sampling_steps=sampling_steps, solver=solver)
     given = make_tokenizer(tokenizer, ()) if tokenizer else None
@@ -84,6 +85,21 @@ def generate(
         for number, one in enumerate(found.continuations, start=1):
             typer.echo(f"--- {number}\n{one.prompt}{one.text}")
     _remarks(found)
+
+
+def _temperature(text: str) -> float:
+    """Return a number that is written as one, or as a fraction such as 1/3.
+
+    Raises:
+        SamplingError: It is neither.
+    """
+    from calm_lightning.errors import SamplingError
+
+    above, _, below = text.partition("/")
+    try:
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        raise SamplingError(f"temperature {text!r} is not a number such as 0.5 or 1/3") from None
 
 
 class _Terminal:

@@ -27,7 +27,18 @@ from calm_lightning.errors import CalmError
 
 USER_ERROR = 2
 INTERRUPTED = 130
-_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_CONTINUED = ("reproduce", "train")
+"""Commands that continue where they were stopped."""
+_MENDABLE = (
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+)
 
 
 class FrontDoor(TyperGroup):
@@ -45,7 +56,8 @@ class FrontDoor(TyperGroup):
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(USER_ERROR) from None
         except KeyboardInterrupt:
-            typer.echo("interrupted: run the same command again to continue", err=True)
+            again = ": run the same command again to continue" if ctx.invoked_subcommand in _CONTINUED else ""
+            typer.echo(f"\ninterrupted{again}", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except OSError as error:
             if error.errno not in _MENDABLE:

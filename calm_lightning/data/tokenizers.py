@@ -69,7 +69,10 @@ class BytesTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`."""
-        return list(text.encode())
+        try:
+            return list(text.encode())
+        except UnicodeEncodeError:
+            raise DataError("a text is not valid Unicode: half of a surrogate pair has no UTF-8") from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See `Tokenizer.encode_batch`."""
@@ -77,7 +80,8 @@ class BytesTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
-        data = b"".join(bytes((i,)) if i < 256 else SEPARATOR.encode() for i in ids)
+        names = {self.separator_id: SEPARATOR.encode()}
+        data = b"".join(bytes((i,)) if i < 256 else names.get(i, "\ufffd".encode()) for i in ids)
         return data.decode(errors="replace")
 
     def save(self, directory: Path) -> None:

@@ -87,9 +87,9 @@ def _u_statistic(samples_PSH: Tensor, target_PH: Tensor, together: bool) -> Tens
     """Return the U-statistic of every offset by itself or, with `together`, of all tokens up to it: (P, H)."""
     P, S, H = samples_PSH.shape
     wide = wide_float(samples_PSH.device)
+    step = max(1, MAX_COMPARISONS // (S * S))
     rows = [
         _counts(samples_PSH[begin : begin + step], target_PH[begin : begin + step], together)
-        for step in [max(1, MAX_COMPARISONS // (S * S))]
         for begin in range(0, P, step)
     ]
     if not rows:

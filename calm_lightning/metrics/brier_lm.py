@@ -30,6 +30,7 @@ FEWEST_DOCUMENTS = 20
 """Below this, resampling documents says little: their pieces inside evaluation blocks are resampled instead."""
 NONE = -1
 """Stands for a label that was not given."""
+LABELS = ("group", "piece", "domain")
 
 
 class BrierLMResult(NamedTuple):
@@ -116,17 +117,19 @@ class BrierScores(Metric):
             domain: Domain of each position, (P,).
 
         Raises:
-            ValueError: Shapes that do not belong together.
+            ValueError: Shapes that do not belong together, or labels that are not whole numbers.
         """
         if brier.ndim != 2 or brier.shape[1] != LENGTHS:
             raise ValueError(f"Brier scores have shape {tuple(brier.shape)}, expected (positions, {LENGTHS})")
+        if offsets is not None and (offsets.ndim != 2 or len(offsets) != len(brier)):
+            raise ValueError(f"offsets have shape {tuple(offsets.shape)}, expected ({len(brier)}, tokens)")
         rows = brier if offsets is None else torch.cat((brier, offsets.to(brier.dtype)), dim=1)
         if self.score_rows and isinstance(self.score_rows, list) and self.score_rows[0].shape[1] != rows.shape[1]:
             raise ValueError("offsets must have the same number of columns in every call")
         labels = torch.full((3, len(brier)), NONE, device=brier.device)
         for row, given in enumerate((group, piece, domain)):
             if given is not None:
-                labels[row] = torch.as_tensor(given, device=brier.device)
+                labels[row] = _label(LABELS[row], given, brier)
         self.score_rows.append(rows.to(wide_float(rows.device)))
         self.label_rows.append(labels.T)
 
@@ -134,12 +137,18 @@ class BrierScores(Metric):
         """Return the score of everything seen.
 
         Raises:
-            ValueError: No position was scored.
+            ValueError: No position was scored, a score is not finite, or a label is below 0.
         """
         if not len(self.score_rows) or not (scores := dim_zero_cat(self.score_rows)).numel():
             raise ValueError("BrierLM has seen no position: call update first")
         rows_PC = scores.cpu().double()
         labels_P3 = dim_zero_cat(self.label_rows).cpu()
+        # Here and not in `update`, where looking at values would wait for the device.
+        if unknown := int((~rows_PC.isfinite()).any(1).sum()):
+            raise ValueError(f"{unknown} of {len(rows_PC)} positions have scores that are not finite numbers")
+        for name, least in zip(LABELS, labels_P3.amin(0).tolist(), strict=True):
+            if least < NONE:
+                raise ValueError(f"{name} holds {least}: labels are whole numbers from 0")
         domain_P = labels_P3[:, 2]
         domains = {
             self._domain_name(number): _result(rows_PC[domain_P == number], labels_P3[domain_P == number], {})
@@ -189,6 +198,20 @@ class BrierLM(BrierScores):
         super().update(brier_P4, offsets_PH, group=group, piece=piece, domain=domain)
 
 
+def _label(name: str, given: Tensor, brier: Tensor) -> Tensor:
+    """Return a label of every position, (P,), on the device of the scores.
+
+    Raises:
+        ValueError: It is not whole numbers, or not one for each position.
+    """
+    label_P = torch.as_tensor(given, device=brier.device)
+    if label_P.shape != (len(brier),):
+        raise ValueError(f"{name} has shape {tuple(label_P.shape)}, expected one label per position: ({len(brier)},)")
+    if label_P.is_floating_point() or label_P.is_complex():
+        raise ValueError(f"{name} holds {label_P.dtype}: labels are whole numbers from 0")
+    return label_P
+
+
 def _unit_keys(labels_P3: Tensor) -> tuple[Tensor, str, int]:
     """Return the resampled unit of each position, what it is, and the number of distinct groups."""
     group_P, piece_P = labels_P3[:, 0], labels_P3[:, 1]
@@ -214,18 +237,19 @@ def _result(rows_PC: Tensor, labels_P3: Tensor, domains: dict[str, BrierLMResult
     means_X4 = bootstrap_means(sums_GC[:, :LENGTHS], count_G)
     replicates_X = brier_lm_percent(means_X4)
     low, high = replicates_X.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    standard_error, brier_errors = spread(replicates_X), tuple(100 * spread(column) for column in means_X4.T)
     units = len(count_G)
     if units < 2:  # nothing to resample: the error is not zero but unknown
-        low, high, means_X4, replicates_X = 0.0, 100.0, means_X4 + torch.inf, replicates_X + torch.inf
+        low, high, standard_error, brier_errors = 0.0, 100.0, torch.inf, (torch.inf,) * LENGTHS
     unit_means_G4 = sums_GC[:, :LENGTHS] / count_G.unsqueeze(1)
     ranges_4 = unit_means_G4.amax(0) - unit_means_G4.amin(0)
     return BrierLMResult(
         value=float(brier_lm_percent(mean_C[:LENGTHS])),
-        standard_error=spread(replicates_X),
+        standard_error=standard_error,
         low=low,
         high=high,
         brier=tuple((100 * mean_C[:LENGTHS]).tolist()),
-        brier_standard_error=tuple(100 * spread(column) for column in means_X4.T),
+        brier_standard_error=brier_errors,
         offsets=tuple((100 * mean_C[LENGTHS:]).tolist()),
         offsets_standard_error=tuple((100 * mean_errors(sums_GC[:, LENGTHS:], count_G)).tolist()),
         zeroed=not bool((mean_C[:LENGTHS] > 0).all()),

@@ -1,4 +1,8 @@
-"""How a score was made: two scores with different protocols are not comparable, so every score carries its own."""
+"""How a score was made: two scores with different protocols are not comparable, so every score carries its own.
+
+The batch size and the device are the exception: they decide which random numbers are drawn where, so they move a score
+no more than another seed does.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,11 @@ RELEASED_BLOCK_TOKENS = {"calm": 8192, "autoencoder": 8192, "baseline": 2048}
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything but the model's weights that a score depends on.
+    """What a score depends on besides the model's weights, as far as a user chooses it.
+
+    The same protocol gives the same draws on the same machine with the same versions of the software. Elsewhere, how
+    much memory a slice of draws may take and how the device draws can differ: then it gives the same score up to the
+    error of its samples, as another seed would.
 
     Attributes:
         name: "aligned": compared models are scored at the same start positions; "released": as the authors' code does,
@@ -37,6 +45,8 @@ class Protocol:
         model: Identities of the model and of its autoencoder, as far as they are known.
         temperature: 1: the model as it is.
         sampler: How the model's head draws where that is a choice, for example "flow, 4 midpoint steps"; else "".
+        batch_tokens: Tokens per batch; 0 where it is not known. Every batch begins its draws anew.
+        device: Kind of device, such as "cpu" or "cuda"; "" where it is not known.
     """
 
     name: str
@@ -57,6 +67,8 @@ class Protocol:
     model: Mapping[str, str] = field(default_factory=dict)
     temperature: float = 1.0
     sampler: str = ""
+    batch_tokens: int = 0
+    device: str = ""
 
     @property
     def starts(self) -> str:
@@ -80,7 +92,8 @@ class Protocol:
             f"S = {self.samples}",
             f"T = {self.temperature:g}",
             *([self.sampler] if self.sampler else []),
-            self.precision,
+            " on ".join(part for part in (self.precision, self.device) if part),
+            *([f"batches of {self.batch_tokens:,} tokens"] if self.batch_tokens else []),
             f"seed {self.seed}",
             f"{place} {self.corpus[:12]}",
             f"tokenizer {self.tokenizer[:12]}",

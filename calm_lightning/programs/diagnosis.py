@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from calm_lightning.diagnostics.report import Finding
 from calm_lightning.errors import CheckpointError, ConfigError, DataError
 from calm_lightning.language_model.baseline import TokenLM
 from calm_lightning.language_model.calm import ContinuousLM
-from calm_lightning.models import OpenModel
+from calm_lightning.language_model.heads.registry import sampling_in_words
+from calm_lightning.models import OpenModel, tokenizer_of
 from calm_lightning.sampling.chunks import ChunkSampling
 from calm_lightning.sampling.continuations import start_positions
 
@@ -71,6 +72,7 @@ class _Subject:
     options: DiagnosisOptions
     device: torch.device
     foreign_texts: Mapping[str, str] = field(default_factory=dict)
+    say: Callable[[str], None] = field(default=lambda _: None)
 
     @property
     def K(self) -> int:
@@ -131,7 +133,7 @@ def diagnose(
         options: What is asked, and how thoroughly.
         baseline: A token model trained with the same tokenizer, whose curves stand beside the model's.
         foreign_texts: More texts for `foreign`, by name.
-        on_step: Called with the name of each diagnosis before it begins.
+        on_step: Told in words what is done next; each diagnosis by name and number before it begins.
 
     Yields:
         The findings.
@@ -141,7 +143,7 @@ def diagnose(
         ConfigError: An option makes no sense.
         DataError: The text is too short.
     """
-    names = _asked(opened, options)
+    names = asked(opened, options)
     _check(opened, baseline, text, options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for one in (opened, baseline):
@@ -150,9 +152,11 @@ def diagnose(
             if one.autoencoder is not None:
                 one.autoencoder.to(device)
     subject = _Subject(opened, baseline, text, options, device, foreign_texts or {})
-    for name in names:
+    for number, name in enumerate(names, start=1):
         if on_step:
-            on_step(name)
+            step = f"{name} ({number} of {len(names)})"
+            subject.say = lambda what, step=step, tell=on_step: tell(f"{step}: {what}")
+            on_step(step)
         with _seeded(options.seed, device), torch.inference_mode():
             finding = _ANSWER[name](subject)
         yield finding
@@ -176,13 +180,34 @@ def settings(
         "baseline": None if baseline is None else baseline.lineage,
         "text": {"sha256": text.sha256, "split": text.split, "tokens": text.tokens, "tokenizer": text.tokenizer},
         "trained_block_tokens": opened.config.data.block_tokens,
+        "sampler": sampling_in_words(opened.config.model) if opened.stage == "calm" else "",
         "precision": "32-true",
         **asdict(options),
     }
 
 
-def _asked(opened: OpenModel, options: DiagnosisOptions) -> Sequence[str]:
-    """Return the diagnoses to make.
+def with_tokenizer(opened: OpenModel, spec: str) -> OpenModel:
+    """Return a model with the tokenizer that a spec names; checkpoints in the released format carry none.
+
+    Args:
+        opened: The model.
+        spec: As `make_tokenizer` takes it; "" leaves the model as it is.
+
+    Raises:
+        CheckpointError: The model has another tokenizer.
+        DataError: The spec cannot be used.
+    """
+    if not spec:
+        return opened
+    tokenizer, _ = tokenizer_of(spec, int(opened.config.model.vocabulary or 0), opened.path)
+    own = opened.tokenizer
+    if own is not None and tokenizer is not None and own.fingerprint != tokenizer.fingerprint:
+        raise CheckpointError(f"{opened.path} was trained with another tokenizer than {spec}: leave --tokenizer out")
+    return replace(opened, tokenizer=own or tokenizer)
+
+
+def asked(opened: OpenModel, options: DiagnosisOptions) -> Sequence[str]:
+    """Return the diagnoses to make, each once.
 
     Raises:
         ConfigError: There is no such diagnosis.
@@ -194,17 +219,22 @@ def _asked(opened: OpenModel, options: DiagnosisOptions) -> Sequence[str]:
         if opened.stage not in ANSWERS[name]:
             wanted = " or ".join(_KINDS[stage] for stage in ANSWERS[name])
             raise CheckpointError(f"{opened.path} is {_KINDS[opened.stage]}: {name} needs {wanted}")
-    return options.only or [name for name, stages in ANSWERS.items() if opened.stage in stages]
+    return list(dict.fromkeys(options.only)) or [name for name, stages in ANSWERS.items() if opened.stage in stages]
 
 
 def _check(opened: OpenModel, baseline: OpenModel | None, text: EvaluationText, options: DiagnosisOptions) -> None:
     for name in ("tokens", "prompts", "samples"):
         if getattr(options, name) < 2:
             raise ConfigError(f"{name} {getattr(options, name)} is too few: at least 2")
+    if options.length < 0:
+        raise ConfigError(f"length {options.length} is negative: at least 1, or 0 for twice the trained block")
     if baseline is not None and baseline.stage != "baseline":
         raise CheckpointError(f"{baseline.path} is {_KINDS[baseline.stage]}: a baseline is a token language model")
     for one in (opened, baseline):
-        if one is not None and one.tokenizer is not None and one.tokenizer.fingerprint != text.tokenizer:
+        if one is None:
+            continue
+        other = one.tokenizer is not None and one.tokenizer.fingerprint != text.tokenizer
+        if other or text.vocabulary > int(one.config.model.vocabulary or 0):
             raise CheckpointError(f"{one.path} was trained with another tokenizer than the text's: use its own")
     if opened.stage == "calm":
         for temperature in options.temperatures:
@@ -214,16 +244,19 @@ def _check(opened: OpenModel, baseline: OpenModel | None, text: EvaluationText, 
 def _drift(subject: _Subject) -> Finding:
     options, K = subject.options, subject.K
     trained = subject.opened.config.data.block_tokens
-    unit = _WINDOWS * K
+    unit = _WINDOWS * max(K, 2)  # a window of one token has no 2-grams
     length = -(-(options.length or 2 * trained) // unit) * unit
     prompt = max(1, trained // 4 // K) * K
     blocks_BT = subject.blocks(prompt + length, 2 * options.prompts, 2 * _LEAST_ROWS, "drift")
     rows_BT, others_BT = blocks_BT[::2], blocks_BT[1::2]  # every other block is the reference
     text = drift.DriftText(rows_BT[:, :prompt], rows_BT[:, prompt:], others_BT.flatten(), _WINDOWS)
     model, token_model, rows = subject.opened.model, subject.token_model(), []
+    work = f"{len(rows_BT)} prompts by {length:,} tokens, {len(options.temperatures)} temperatures"
     if isinstance(model, ContinuousLM):
+        subject.say(f"CALM, {work}")
         rows += drift.chunk_drift(model, subject.codec, text, options.temperatures, options.samples)
     if token_model is not None:
+        subject.say(f"baseline, {work}")
         rows += drift.token_drift(token_model, text, options.temperatures, true_text=not rows)
     return drift.finding(rows, prompt, trained)
 
@@ -259,7 +292,9 @@ def _calibration(subject: _Subject) -> Finding:
 def _foreign(subject: _Subject) -> Finding:
     K, tokenizer, device = subject.K, subject.opened.tokenizer, subject.device
     if tokenizer is None:
-        raise CheckpointError(f"{subject.opened.path} does not record its tokenizer: foreign cannot read other texts")
+        raise CheckpointError(
+            f"{subject.opened.path} carries no tokenizer, so foreign cannot read other texts: name it with --tokenizer"
+        )
 
     def ids(text: str) -> Tensor:
         return torch.tensor(tokenizer.encode(text), device=device)

@@ -8,6 +8,7 @@ Shape suffixes: B blocks, T tokens, C chunks, K tokens per chunk, Z latent dimen
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from calm_lightning.metrics.protocol import (
     Protocol,
 )
 from calm_lightning.models import OpenModel
+from calm_lightning.programs.soundness import look_first
 from calm_lightning.sampling.continuations import HORIZON, largest_tensor, start_positions
 from calm_lightning.stages.scoring import add_scores, chunk_scores, token_scores
 from calm_lightning.tracking.provenance import commit
@@ -57,7 +59,7 @@ class EvaluationOptions:
         precision: "auto", "32-true" or "bf16-mixed".
         batch_tokens: Tokens per batch; by default the run's.
         max_blocks: Read this many evenly spaced blocks.
-        seed: Seed of the draws.
+        seed: Seed of the draws; every batch begins anew with it and the number of its first block.
     """
 
     protocol: str = ALIGNED
@@ -145,24 +147,24 @@ def evaluate(
     Raises:
         ConfigError: The options contradict one another or the model, or the text is in other ids.
         DataError: The text is shorter than a block.
+        CheckpointError: The model's weights or outputs are not finite numbers.
     """
     began = time.perf_counter()
     protocol = _protocol(opened, text, options)
-    device = _device()
+    device = torch.device(protocol.device)
     model = opened.model.to(device)
     codec = opened.autoencoder.to(device) if opened.autoencoder is not None else None
-    wanted = options.batch_tokens or opened.config.data.eval_batch_tokens
-    batches = text.batches(protocol.block_tokens, max(1, wanted // protocol.block_tokens), options.max_blocks)
-    shown = _progress(batches, protocol.blocks, on_batch)
+    batches = text.batches(protocol.block_tokens, protocol.batch_tokens // protocol.block_tokens, options.max_blocks)
+    shown = _seeded(_progress(batches, protocol.blocks, on_batch), options.seed)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=protocol.precision == "bf16-mixed")
     score, reconstruction = None, None
     with torch.random.fork_rng(), torch.inference_mode(), autocast:
-        torch.manual_seed(options.seed)
+        checked = look_first(shown, opened, protocol.precision, device)
         if isinstance(model, ChunkAutoencoder):
-            reconstruction, documents = _reconstruct(model, shown, device)
+            reconstruction, documents = _reconstruct(model, checked, device)
         else:
             assert isinstance(model, ContinuousLM | TokenLM)
-            score = _score(model, codec, shown, text.domains, protocol, device)
+            score = _score(model, codec, checked, text.domains, protocol, device)
             documents = score.documents
     return Evaluation(
         stage=opened.stage,
@@ -196,6 +198,7 @@ def _protocol(opened: OpenModel, text: EvaluationText, options: EvaluationOption
     stride = _K(opened) if released else options.start_stride or evaluation.start_stride
     if problem := _problem(opened, options, block_tokens, samples, stride):
         raise ConfigError(problem)
+    wanted = options.batch_tokens or opened.config.data.eval_batch_tokens
     blocks = len(text.block_numbers(block_tokens, options.max_blocks))
     if not blocks:
         shorter = max(1, text.tokens // _K(opened)) * _K(opened)
@@ -221,6 +224,8 @@ def _protocol(opened: OpenModel, text: EvaluationText, options: EvaluationOption
         commit=commit(),
         model=opened.lineage,
         sampler=sampling_in_words(opened.config.model) if opened.stage == "calm" else "",
+        batch_tokens=max(1, wanted // block_tokens) * block_tokens,
+        device=_device().type,
     )
 
 
@@ -280,6 +285,15 @@ def _progress(batches: Iterator[TokenBatch], blocks: int, on_batch: Progress | N
         done += len(batch.blocks)
     if on_batch:
         on_batch(done, blocks)
+
+
+def _seeded(batches: Iterator[TokenBatch], seed: int) -> Iterator[TokenBatch]:
+    """Yield the batches, each with random numbers of its own, whatever was drawn for those before it."""
+    for batch in batches:
+        # Hashed, because the generator of CPUs reads 32 bits of a seed: sums and shifts of the two would collide.
+        digest = hashlib.sha256(f"{seed} {int(batch.blocks[0])}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8]))
+        yield batch
 
 
 def _score(

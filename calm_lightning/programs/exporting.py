@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from calm_lightning.assembly import CONFIG, RESULT, TOKENIZER, WEIGHTS, load_result
+from calm_lightning.assembly import CONFIG, RESULT, TOKENIZER, WEIGHTS, load_result, own_autoencoder
 from calm_lightning.autoencoder.config import AutoencoderConfig
 from calm_lightning.checkpoints.autoencoders import AUTOENCODER_DIR
 from calm_lightning.checkpoints.files import CONFIG_FILE, whole_directory, write_json, write_weights
@@ -81,13 +81,16 @@ def parse_size(text: str) -> int:
     return size
 
 
-def export_run(run_dir: str | Path, out: str | Path, max_shard_size: str = "5GB") -> Exported:
+def export_run(
+    run_dir: str | Path, out: str | Path, max_shard_size: str = "5GB", autoencoder: str | Path | None = None
+) -> Exported:
     """Write a finished run as a checkpoint directory in the released format.
 
     Args:
         run_dir: A finished run of any stage.
         out: The directory to make.
         max_shard_size: Largest file of weights; more are written in shards with an index.
+        autoencoder: Run directory of a language model's autoencoder; None means the one it was trained with.
 
     Raises:
         CheckpointError: The run has not finished or is damaged, the format cannot say what it is, or `out` exists.
@@ -104,7 +107,7 @@ def export_run(run_dir: str | Path, out: str | Path, max_shard_size: str = "5GB"
         exported = Exported(target, _language_model(folder, config, source), None)
     else:
         model = _language_model(folder, config, source)
-        codec = _codec(folder, config)
+        codec = _codec(folder, config, Path(autoencoder) if autoencoder else own_autoencoder(folder, config))
         model.weights.update({EMBEDDED + name: tensor for name, tensor in codec.weights.items()})
         exported = Exported(target, model, codec)
     with whole_directory(target.resolve()) as scratch:
@@ -118,7 +121,8 @@ def export_run(run_dir: str | Path, out: str | Path, max_shard_size: str = "5GB"
 def _open(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     """Return a finished run's configuration, and the config.json it was imported from (or nothing)."""
     if not (folder / RESULT).is_file():
-        raise CheckpointError(f"{folder} holds no finished run: give a run directory that has a {RESULT}")
+        state = "has not finished training" if (folder / CONFIG).is_file() else "holds no run"
+        raise CheckpointError(f"{folder} {state}: give the directory of a finished run (it has a {RESULT})")
     result = load_result(folder)
     source = result.get("source")
     config_json = source.get("config") if isinstance(source, dict) else None
@@ -179,13 +183,8 @@ def _vocabulary(folder: Path, model: LanguageModelConfig) -> int:
     return model.vocabulary
 
 
-def _codec(folder: Path, config: RunConfig) -> Checkpoint:
-    """Return the autoencoder of a continuous language model's run."""
-    places = [Path(config.autoencoder_run)] if config.autoencoder_run else []
-    places.append(folder / AUTOENCODER_DIR)
-    place = next((place for place in places if (place / RESULT).is_file()), None)
-    if place is None:
-        raise CheckpointError(f"the autoencoder run of {folder} was not found: looked in {', '.join(map(str, places))}")
+def _codec(folder: Path, config: RunConfig, place: Path) -> Checkpoint:
+    """Return the autoencoder at `place` of a continuous language model's run."""
     theirs, source = _open(place)
     if theirs.stage != "autoencoder":
         raise CheckpointError(f"{place} is a run of stage {theirs.stage}, not the autoencoder of {folder}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -33,7 +34,7 @@ class GenerationOptions:
 
     Attributes:
         tokens: Most tokens per prompt.
-        temperature: T in (0, 1]; the token baseline takes any above 0.
+        temperature: T in (0, 1], 1 or 1/n with the batch method; the token baseline takes any above 0.
         samples: Pool size S of the batch method (`ChunkSampling`; not for the baseline, as the next three).
         method: "batch" or "exact".
         budget: Most samples per chunk of the exact method, and for matching the end of a prompt.
@@ -109,10 +110,10 @@ def generate_text(
     tokenizer: Tokenizer | None = None,
     on_text: OnText = ignore_text,
 ) -> Generation:
-    """Continue prompts, in batches.
+    """Continue prompts, in batches. Torch's random state is afterwards as it was.
 
     Args:
-        opened: A language model; moved to the GPU if there is one.
+        opened: A language model; moved to the GPU if there is one, and otherwise left as it is.
         prompts: Texts, none of them empty. Each is read as the beginning of a document.
         options: How to continue them.
         tokenizer: Used where the model carries none.
@@ -126,21 +127,37 @@ def generate_text(
     assert known is not None
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for network in (opened.model, opened.autoencoder):
-        if network is not None:
-            # Autocast keeps its bf16 copies only of weights that could be trained; others it casts in every step.
-            network.to(device).requires_grad_(True)
+    networks = [network.to(device) for network in (opened.model, opened.autoencoder) if network is not None]
     precision = str(resolve_precision(options.precision))
-    torch.manual_seed(options.seed)
+    mixed = precision == "bf16-mixed"
     found = [Continuation(prompt) for prompt in prompts]
     begin = time.perf_counter()
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed)
+    with torch.random.fork_rng(), _requires_grad(networks, mixed), autocast:
+        torch.manual_seed(options.seed)
         for first in range(0, len(prompts), options.batch_size):
             batch = found[first : first + options.batch_size]
             for row, piece in _continue(opened, batch, known, options):
                 batch[row].text += piece
                 on_text(first + row, piece)
     return Generation(found, time.perf_counter() - begin, precision)
+
+
+@contextmanager
+def _requires_grad(networks: Sequence[torch.nn.Module], mixed: bool) -> Iterator[None]:
+    """Mark all weights as trainable under autocast and as frozen otherwise, and restore their marks at the end.
+
+    Nothing is trained here: autocast keeps bf16 copies only of weights that could be, and casts others in every step;
+    the decoder's screening of float32 logits keeps its copy only of weights that cannot change.
+    """
+    before = [(weight, weight.requires_grad) for network in networks for weight in network.parameters()]
+    try:
+        for weight, _ in before:
+            weight.requires_grad_(mixed)
+        yield
+    finally:
+        for weight, marked in before:
+            weight.requires_grad_(marked)
 
 
 def _check(opened: OpenModel, prompts: Sequence[str], tokenizer: Tokenizer | None, options: GenerationOptions) -> None:

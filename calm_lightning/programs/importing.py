@@ -14,11 +14,11 @@ from typing import Any
 
 from calm_lightning.assembly import CONFIG, RESULT, TOKENIZER, WEIGHTS, load_result
 from calm_lightning.checkpoints.autoencoders import AUTOENCODER_DIR
-from calm_lightning.checkpoints.files import save_tensors, whole_directory
+from calm_lightning.checkpoints.files import replace_json, save_tensors, whole_directory
 from calm_lightning.checkpoints.released import Released, read_released
 from calm_lightning.config import RunConfig, to_yaml
 from calm_lightning.config.validation import validate
-from calm_lightning.data.tokenizers import Tokenizer, save_tokenizer
+from calm_lightning.data.tokenizers import Tokenizer, open_tokenizer, save_tokenizer
 from calm_lightning.errors import CheckpointError
 from calm_lightning.models import run_config, tokenizer_of
 
@@ -75,8 +75,8 @@ def import_released(
     config = _config(released, name, str(run_dir.resolve() / AUTOENCODER_DIR) if codec else "")
     imported = Imported(run_dir, released, config, found, [*released.notes, *tokenizer_notes], existed=False)
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        _check_same(imported)
-        return replace(imported, existed=True)
+        there = _again(imported, asked=tokenizer is not None)
+        return replace(imported, existed=True, tokenizer=there, notes=released.notes if there else imported.notes)
     with whole_directory(run_dir.resolve()) as scratch:
         _write_run(scratch, released, config, found)
         if codec:
@@ -91,8 +91,12 @@ def _config(released: Released, name: str, autoencoder_run: str) -> RunConfig:
     return config
 
 
-def _check_same(imported: Imported) -> None:
-    """Raise unless the directory that is there holds the same import."""
+def _again(imported: Imported, asked: bool) -> Tokenizer | None:
+    """Return the tokenizer of an import that is there already; one that was asked for and lacking is added.
+
+    Raises:
+        CheckpointError: Another model lies there, or the same with another tokenizer than was asked for.
+    """
     run_dir = imported.run_dir
     advice = "choose another --out, or delete it first"
     if not (run_dir / RESULT).is_file():
@@ -100,9 +104,19 @@ def _check_same(imported: Imported) -> None:
     result = load_result(run_dir)
     if result["identity"] != imported.released.identity:
         raise CheckpointError(f"{run_dir} holds another model ({result['name']}): {advice}")
-    fingerprint = imported.tokenizer.fingerprint if imported.tokenizer else ""
-    if result["protocol"].get("tokenizer", "") != fingerprint:
+    there = result["protocol"]["tokenizer"]
+    given = imported.tokenizer
+    if not asked or (given.fingerprint if given else "") == there:
+        return open_tokenizer(run_dir / TOKENIZER) if there else None
+    if there or given is None:
         raise CheckpointError(f"{run_dir} holds the same weights with another tokenizer: {advice}")
+    for folder in (run_dir / AUTOENCODER_DIR, run_dir):
+        if (folder / RESULT).is_file():
+            save_tokenizer(given, folder / TOKENIZER)
+            told = load_result(folder)
+            told["protocol"]["tokenizer"] = given.fingerprint
+            replace_json(folder / RESULT, told)
+    return given
 
 
 def _write_run(run_dir: Path, released: Released, config: RunConfig, tokenizer: Tokenizer | None) -> None:

@@ -15,10 +15,16 @@ from calm_lightning.errors import SamplingError
 from calm_lightning.language_model.calm import ContinuousLM
 from calm_lightning.sampling.codec import Codec
 from calm_lightning.sampling.pools import LazyPool, choose_lazily
-from calm_lightning.sampling.temperature import Draws, exact_temperature, split_inverse, weights_from_counts
+from calm_lightning.sampling.temperature import (
+    Draws,
+    exact_temperature,
+    nearest_inverse,
+    split_inverse,
+    weights_from_counts,
+)
 
 Method = Literal["batch", "exact"]
-MATCH_POOL = 512
+SMALLEST_POOL, LARGEST_POOL = 16, 512
 """Samples drawn at a time while looking for chunks that begin with given tokens."""
 
 
@@ -27,7 +33,7 @@ class ChunkSampling:
     """How chunks are drawn.
 
     Attributes:
-        temperature: T in (0, 1]; with the batch method 1 or 1/n.
+        temperature: T in (0, 1]; with the batch method 1 or 1/n, which may be rounded (0.33 is taken for 1/3).
         samples: Pool size S of the batch method; 200 is the paper's.
         method: "batch" (biased while S is finite, fixed cost) or "exact" (unbiased, unknown cost).
         budget: Most samples per chunk: of the exact method, and for matching the end of a prompt.
@@ -42,21 +48,24 @@ class ChunkSampling:
     budget: int = 10_000
 
     def __post_init__(self) -> None:
-        n, rest = split_inverse(self.temperature)
+        n, _ = split_inverse(self.temperature)
         if self.method not in ("batch", "exact"):
             raise SamplingError(f"sampling method {self.method!r} is unknown: it is batch or exact")
         if self.samples < 1 or self.budget < 1:
             raise SamplingError(f"samples ({self.samples}) and budget ({self.budget}) must be at least 1")
-        if self.method == "batch" and rest:
+        if self.method == "batch" and nearest_inverse(self.temperature) is None:
             raise SamplingError(
                 f"the batch method lowers the temperature to 1/n with a whole n only, which {self.temperature:g} is "
-                f"not: choose {1 / n:.4g} or {1 / (n + 1):.4g}, or --method exact"
+                f"not: choose {'1' if n == 1 else f'1/{n}'} or 1/{n + 1}, or --method exact"
             )
 
     @property
     def inverse_temperature(self) -> int:
-        """The n of T = 1/n (rounded down where T is none)."""
-        return split_inverse(self.temperature)[0]
+        """The n of the batch method: of T = 1/n, at most S, beyond which nothing changes.
+
+        The largest count of a pool is S at most, and a larger n is lowered to it.
+        """
+        return min(nearest_inverse(self.temperature) or split_inverse(self.temperature)[0], self.samples)
 
 
 def next_chunks(model: ContinuousLM, codec: Codec, hidden_RD: Tensor, sampling: ChunkSampling) -> Draws:
@@ -103,48 +112,64 @@ def chunk_beginning_with(
         Tokens (1, K) and latents (1, Z).
 
     Raises:
-        SamplingError: The budget is spent: no sample matches, or too few for the exact method.
+        SamplingError: The budget is spent: no sample matches, or too few do for the exact method.
     """
     search = _MatchingDraws(model, codec, hidden_1D, beginning_T, sampling.budget)
     if sampling.method == "exact":
         row_1 = torch.zeros(1, dtype=torch.long, device=hidden_1D.device)
-        return exact_temperature(lambda _, num: search.draw(num, num), row_1, sampling.temperature, sampling.budget)
+        return exact_temperature(lambda _, num: search.draw(num, 1), row_1, sampling.temperature, sampling.budget)
     n = sampling.inverse_temperature
-    found = search.draw(1 if n == 1 else sampling.samples, 1)
+    num = 1 if n == 1 else sampling.samples
+    found = search.draw(num, num)
     count_1m = (found.tokens.unsqueeze(1) == found.tokens.unsqueeze(2)).all(-1).sum(-1)
     choice = torch.multinomial(weights_from_counts(count_1m, n), 1).squeeze(1)
     return Draws(found.tokens[:, choice].squeeze(1), found.latents[:, choice].squeeze(1))
 
 
 class _MatchingDraws:
-    """Draws chunks and keeps those that begin with given tokens, decoding each no further than it agrees."""
+    """Draws chunks and keeps those that begin with given tokens, decoding each no further than it agrees.
+
+    Pools are as large as the share of matches so far suggests, and what a call leaves over is the next one's, so
+    that the budget goes into looking for matches alone.
+    """
 
     def __init__(self, model: ContinuousLM, codec: Codec, hidden_1D: Tensor, beginning_T: Tensor, budget: int) -> None:
         self.model, self.codec, self.hidden_1D, self.beginning_T = model, codec, hidden_1D, beginning_T
-        self.budget, self.left = budget, budget
+        self.budget, self.drawn, self.matched = budget, 0, 0
+        self._pool: LazyPool | None = None
+        self._over_m = torch.empty(0, dtype=torch.long, device=hidden_1D.device)
 
-    def draw(self, most: int, least: int) -> Draws:
-        """Return fresh matches, (1, m, K) and (1, m, Z), `most` of them or what the budget gives.
+    def draw(self, most: int, enough: int) -> Draws:
+        """Return fresh matches, (1, m, K) and (1, m, Z): `enough` to `most` of them, fewer if the budget ends.
 
         Raises:
-            SamplingError: They are fewer than `least`.
+            SamplingError: The budget is spent, and there is not one.
         """
         found: list[Draws] = []
-        missing = most
-        while missing > 0 and self.left > 0:
-            size = min(MATCH_POOL, self.left)
-            pool = LazyPool(self.model.head, self.codec, self.hidden_1D, size, self.model.K, self.model.l)
-            self.left -= size
-            pool.draw_rows(torch.zeros(1, dtype=torch.long, device=self.hidden_1D.device))
-            alive_m = torch.arange(size, device=self.hidden_1D.device)
-            for position, token in enumerate(self.beginning_T):
-                alive_m = alive_m[pool.decode(alive_m, position) == token]
-            found.append(pool.take(alive_m[:missing]))
-            missing -= len(found[-1].tokens)
-        if most - missing < least:
+        count = 0
+        while count < enough and (len(self._over_m) or self.drawn < self.budget):
+            if not len(self._over_m):
+                self._search(most - count)
+            assert self._pool is not None
+            taken_m, self._over_m = self._over_m[: most - count], self._over_m[most - count :]
+            found.append(self._pool.take(taken_m))
+            count += len(taken_m)
+        if not count:
             raise SamplingError(
                 f"the {len(self.beginning_T)} tokens at the end of the prompt that do not fill a chunk were matched by "
-                f"{most - missing} of {self.budget} samples: raise the budget (--budget), or leave as many tokens out "
-                f"at the prompt's beginning (--align cut)"
+                f"{self.matched} of {self.budget} samples{', too few for the exact method' if self.matched else ''}: "
+                f"raise the budget (--budget), or leave as many tokens out at the prompt's beginning (--align cut)"
             )
         return Draws(*(torch.cat(parts).unsqueeze(0) for parts in zip(*found, strict=True)))
+
+    def _search(self, wanted: int) -> None:
+        """Draw one pool, meant to hold `wanted` matches, and find those in it."""
+        expected = wanted * (self.drawn + 1) // (self.matched + 1)
+        size = min(max(SMALLEST_POOL, min(expected, LARGEST_POOL)), self.budget - self.drawn)
+        pool = LazyPool(self.model.head, self.codec, self.hidden_1D, size, self.model.K, self.model.l)
+        pool.draw_rows(torch.zeros(1, dtype=torch.long, device=self.hidden_1D.device))
+        alive_m = torch.arange(size, device=self.hidden_1D.device)
+        for position, token in enumerate(self.beginning_T):
+            alive_m = alive_m[pool.decode(alive_m, position) == token]
+        self._pool, self._over_m = pool, alive_m
+        self.drawn, self.matched = self.drawn + size, self.matched + len(alive_m)

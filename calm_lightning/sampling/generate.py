@@ -10,6 +10,7 @@ T tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
@@ -23,6 +24,8 @@ from calm_lightning.sampling.chunks import ChunkSampling, next_chunks
 from calm_lightning.sampling.codec import Codec
 from calm_lightning.sampling.prompts import AlignedPrompt, align_prompt, pad_prompts
 
+LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny
+"""A softmax cannot be divided by less, and has long become the largest logit."""
 POOL = 200
 """Samples from which the batch temperature algorithm chooses each chunk (the paper's default)."""
 
@@ -106,17 +109,17 @@ def stream_tokens(
         model: The token language model.
         prompts: Token ids, (T,) each, at least one token; B of them.
         max_tokens: Most tokens per prompt.
-        temperature: T above 0; unlike a continuous model's it may exceed 1.
+        temperature: T above 0 and finite; unlike a continuous model's it may exceed 1.
         stop_ids: Tokens that end a row's text; they are not part of it.
 
     Yields:
         The new token id of every prompt, B lists of one; empty once a prompt's text has ended.
 
     Raises:
-        SamplingError: T is not positive, or a prompt is empty.
+        SamplingError: T is not positive and finite, or a prompt is empty.
     """
-    if temperature <= 0:
-        raise SamplingError(f"temperature {temperature:g} is not above 0")
+    if not 0 < temperature < math.inf:
+        raise SamplingError(f"temperature {temperature:g} is not above 0 and finite")
     if not all(len(prompt) for prompt in prompts):
         raise SamplingError("a prompt is empty: there is nothing to continue")
     tokens_BL = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)
@@ -125,7 +128,9 @@ def stream_tokens(
     hidden_BD = hidden_BLD[torch.arange(len(prompts), device=tokens_BL.device), lengths_B - 1]
     growth, own = _Growth(len(prompts), max_tokens, stop_ids), BranchCache()
     while growth.open:
-        p_BV = (model.lm_head(hidden_BD).float() / temperature).softmax(-1)
+        logits_BV = model.lm_head(hidden_BD).float()
+        # Less the largest one, so that no T, however small, makes it infinite.
+        p_BV = ((logits_BV - logits_BV.amax(-1, keepdim=True)) / max(temperature, LEAST_TEMPERATURE)).softmax(-1)
         token_B1 = torch.multinomial(p_BV, 1)
         open_rows = set(growth.open)
         drawn = token_B1.tolist()

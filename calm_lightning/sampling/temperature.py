@@ -20,8 +20,10 @@ from calm_lightning.errors import SamplingError
 
 WHOLE = 1e-9
 """How near 1/T must be to a whole number to count as one."""
+NEAR = 0.01
+"""How near T must be to 1/n, relatively, to be a rounded 1/n: 0.33 for 1/3, 0.143 for 1/7."""
 LARGEST_DRAW = 256
-"""Draws per row between two looks at which rows are still undecided."""
+"""Most draws per row between two looks at which rows are still undecided."""
 
 
 class Draws(NamedTuple):
@@ -35,16 +37,33 @@ def split_inverse(temperature: float) -> tuple[int, float]:
     """Return n and a with 1/T = n + a, n whole and 0 <= a < 1.
 
     Raises:
-        SamplingError: T is not in (0, 1].
+        SamplingError: T is not in (0, 1], or so small that 1/T is more than a float holds.
     """
     if not 0 < temperature <= 1:
         raise SamplingError(
             f"temperature {temperature:g} is not in (0, 1]: a continuous model can be made more certain, not less"
         )
     inverse = 1 / temperature
+    if math.isinf(inverse):
+        raise SamplingError(f"temperature {temperature:g} is too small: no number of samples is enough for it")
     n = math.floor(inverse + WHOLE)
     rest = inverse - n
     return n, rest if rest > WHOLE else 0.0
+
+
+def nearest_inverse(temperature: float) -> int | None:
+    """Return the n of T = 1/n, where T may be 1/n rounded to a few digits; None where it is none.
+
+    A T within 1 percent of 1/n counts as 1/n, but for n = 1, which nobody has to round.
+
+    Raises:
+        SamplingError: As `split_inverse`.
+    """
+    n, rest = split_inverse(temperature)
+    if not rest:
+        return n
+    n = round(n + rest)
+    return n if n > 1 and abs(temperature * n - 1) <= NEAR + WHOLE else None
 
 
 def batch_temperature(pool_BSK: Tensor, inverse_temperature: int) -> Tensor:
@@ -151,7 +170,8 @@ def exact_temperature(draw: Callable[[Tensor, int], Draws], rows_B: Tensor, temp
     toss, so that even a T near 1 takes about 1 / P(x) draws in all.
 
     Args:
-        draw: Maps some of the rows (R,) and a number to fresh independent draws: (R, num, K) and (R, num, Z).
+        draw: Maps some of the rows (R,) and a number to fresh independent draws, at least one and at most that many,
+            m of each row: (R, m, K) and (R, m, Z).
         rows_B: The rows, 0 to B - 1, on the device of the draws, (B,).
         temperature: T in (0, 1].
         budget: Most draws per row.
@@ -160,13 +180,20 @@ def exact_temperature(draw: Callable[[Tensor, int], Draws], rows_B: Tensor, temp
         The chunks (B, K), and the latents (B, Z) of one of the equal draws each.
 
     Raises:
-        SamplingError: T is not in (0, 1], or the budget is spent while rows are undecided.
+        SamplingError: T is not in (0, 1], the budget is below the fewest draws that can decide, or it is spent while
+            rows are undecided.
 
     Source: arXiv 2510.27688, exact temperature sampling.
     """
     n, rest = split_inverse(temperature)
+    fewest = n + math.ceil(rest)
+    if fewest > budget:
+        raise SamplingError(
+            f"exact sampling at temperature {temperature:g} needs at least {fewest:g} samples per chunk, more than the "
+            f"budget of {budget}: raise the budget (--budget), or choose a temperature nearer 1"
+        )
     attempts: _Attempts | None = None
-    open_R, spent, num = rows_B, 0, n + math.ceil(rest)
+    open_R, spent, num = rows_B, 0, min(fewest, LARGEST_DRAW)
     while len(open_R):
         num = min(num, budget - spent)
         if num < 1:
@@ -177,9 +204,10 @@ def exact_temperature(draw: Callable[[Tensor, int], Draws], rows_B: Tensor, temp
             )
         fresh = draw(open_R, num)
         attempts = attempts or _Attempts(len(rows_B), n, rest, fresh)
-        for one in range(num):
+        taken = fresh.tokens.shape[1]
+        for one in range(taken):
             attempts.take(open_R, fresh.tokens[:, one], fresh.latents[:, one])
         open_R = rows_B[~attempts.done_B]
-        spent, num = spent + num, min(2 * num, LARGEST_DRAW)
+        spent, num = spent + taken, min(2 * num, LARGEST_DRAW)
     assert attempts is not None, "no rows"
     return Draws(attempts.chunk_BK, attempts.latent_BZ)

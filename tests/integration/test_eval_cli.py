@@ -7,14 +7,22 @@ import hashlib
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from calm_lightning.cli.main import app
 from calm_lightning.config import load_config
+from calm_lightning.data.texts import CorpusSplit
+from calm_lightning.errors import CheckpointError
+from calm_lightning.models import open_model
+from calm_lightning.programs.evaluation import EvaluationOptions, _seeded
+from calm_lightning.programs.evaluation import evaluate as run_evaluation
 from calm_lightning.run import RunResult, execute
 from data_pipelines.prepare import prepare
 
@@ -126,11 +134,60 @@ def test_the_same_seed_gives_the_same_score(runs: dict[str, RunResult]) -> None:
     assert score(runs["baseline"].run_dir, "--seed", 2)["score"]["brier"][1:] != first["brier"][1:]
 
 
+def test_a_batch_is_drawn_for_alike_whatever_came_before_it(runs: dict[str, RunResult]) -> None:
+    """The first two of three blocks are one batch in the first evaluation, the second and third begin anew in both."""
+    opened = open_model(runs["baseline"].run_dir)
+    text = CorpusSplit(Path(opened.config.data.corpus), "val")
+    blocks = list(text.batches(T, 1, None))[:3]
+    drawn = [[torch.rand(1).item() for _ in _seeded(iter(one), 7)] for one in (blocks, blocks[1:])]
+    assert drawn[0][1:] == drawn[1]
+    assert len(set(drawn[0])) == 3
+    assert [torch.rand(1).item() for _ in _seeded(iter(blocks), 8)] != drawn[0]
+
+
+def test_what_decides_on_the_draws_is_recorded(runs: dict[str, RunResult]) -> None:
+    found = score(runs["calm-2"].run_dir, "--batch-tokens", 3 * T + 5)["protocol"]
+    assert (found["batch_tokens"], found["device"]) == (3 * T, "cuda" if torch.cuda.is_available() else "cpu")
+    assert score(runs["calm-2"].run_dir)["protocol"]["batch_tokens"] == 5 * T
+    assert score(runs["calm-2"].run_dir, "--batch-tokens", 1)["protocol"]["batch_tokens"] == T
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("baseline", "lm_head"), ("calm-2", "head"), ("autoencoder-2", "decoder"), ("calm-2", "backbone")],
+)
+def test_a_damaged_model_gets_no_score(runs: dict[str, RunResult], tmp_path: Path, name: str, part: str) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(runs[name].run_dir, copy)
+    weights = load_file(copy / "model.safetensors")
+    damaged = next(key for key, weight in weights.items() if part in key and weight.is_floating_point())
+    weights[damaged].view(-1)[-1] = torch.nan
+    save_file(weights, copy / "model.safetensors")
+    result = invoke(copy, *(["--autoencoder", runs["autoencoder-2"].run_dir] if name == "calm-2" else []))
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert "are not finite" in line and "weights are damaged" in line
+
+
+def test_outputs_that_overflow_get_no_score(runs: dict[str, RunResult]) -> None:
+    opened = open_model(runs["calm-2"].run_dir)
+    assert opened.autoencoder is not None
+    with torch.no_grad():
+        for weight in opened.autoencoder.parameters():
+            weight.fill_(1e38)
+    text = CorpusSplit(Path(opened.config.data.corpus), "val")
+    with pytest.raises(CheckpointError, match="not finite in 32-true"):
+        run_evaluation(opened, text, EvaluationOptions(precision="32-true"))
+
+
 def test_tables_say_how_the_score_was_made(runs: dict[str, RunResult], place: Path) -> None:
     shown = invoke(runs["calm-2"].run_dir, "--block-tokens", 96, "--max-blocks", 2, "--out", place / "score.json")
     assert shown.exit_code == 0
     for part in ("BrierLM [95 %]", "Brier-4 (SE)", "odd", "offset", "chunk", "S = 4", "2 blocks of 96 tokens"):
         assert part in shown.stdout
+    assert "Compare models at the same --block-tokens (here 96) and --start-stride (here 12)." in " ".join(
+        shown.stdout.split()
+    )
     assert "Blocks of 96 tokens were scored, 48 were trained" in shown.stdout
     kept = json.loads((place / "score.json").read_text(), parse_constant=pytest.fail)
     assert kept["protocol"]["max_blocks"] == 2

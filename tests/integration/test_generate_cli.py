@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -114,14 +115,45 @@ def test_exact_sampling_says_when_its_budget_is_spent(runs: dict[str, Path]) -> 
     assert "budget of 40 samples per chunk" in refusal(*arguments)
 
 
+def test_temperatures_may_be_fractions_or_rounded(runs: dict[str, Path]) -> None:
+    arguments = (runs["calm"], "--prompt", PROMPT, "--tokens", 12, "--samples", 20, "--json", "--temperature")
+    third, rounded = (json.loads(generate(*arguments, text).stdout) for text in ("1/3", "0.3333"))
+    assert third["temperature"] == 1 / 3
+    assert third["continuations"] == rounded["continuations"]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_neither_weights_nor_random_numbers_are_left_changed(runs: dict[str, Path], precision: str) -> None:
+    opened = open_model(runs["calm"])
+    weight = next(opened.model.parameters())
+    weight.requires_grad_(True)
+    assert opened.autoencoder is not None
+    weights = [*opened.model.parameters(), *opened.autoencoder.parameters()]
+    before, state = [one.requires_grad for one in weights], torch.get_rng_state()
+    assert len(set(before)) == 2
+    seen: list[set[bool]] = []
+    options = GenerationOptions(tokens=8, samples=8, precision=precision)
+    generate_text(opened, [PROMPT], options, on_text=lambda *_: seen.append({one.requires_grad for one in weights}))
+    assert seen and all(one == {precision == "bf16-mixed"} for one in seen)
+    assert [one.requires_grad for one in weights] == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_refusals_are_one_sentence(runs: dict[str, Path], tmp_path: Path) -> None:
     calm = runs["calm"]
     assert "is an autoencoder" in refusal(runs["autoencoder"], "--prompt", PROMPT)
     assert "no prompt is given" in refusal(calm)
     assert "a prompt is empty" in refusal(calm, "--prompt", "")
     assert "shorter than one chunk of K = 4" in refusal(calm, "--prompt", "ab")
-    assert "choose 1 or 0.5, or --method exact" in refusal(calm, "--prompt", PROMPT, "--temperature", 0.7)
+    assert "choose 1 or 1/2, or --method exact" in refusal(calm, "--prompt", PROMPT, "--temperature", 0.7)
     assert "not in (0, 1]" in refusal(calm, "--prompt", PROMPT, "--temperature", 1.2)
+    assert "is not a number such as 0.5 or 1/3" in refusal(calm, "--prompt", PROMPT, "--temperature", "1/0")
+    assert "is not a number such as 0.5 or 1/3" in refusal(calm, "--prompt", PROMPT, "--temperature", "warm")
+    for method in ("batch", "exact"):
+        tiny = (calm, "--prompt", PROMPT, "--method", method, "--temperature")
+        assert "is too small" in refusal(*tiny, "1e-320")
+        assert "not in (0, 1]" in refusal(*tiny, "inf") and "not in (0, 1]" in refusal(*tiny, "nan")
+    assert "needs at least 50000 samples" in refusal(*tiny, "1/50000")
     assert "is not above 0" in refusal(runs["baseline"], "--prompt", PROMPT, "--temperature", 0)
     assert "cannot be read" in refusal(calm, "--prompts", tmp_path / "missing.txt")
     (tmp_path / "blank.txt").write_text("\n \n")

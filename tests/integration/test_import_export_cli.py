@@ -19,6 +19,7 @@ from calm_lightning.checkpoints.keys import write_autoencoder_config, write_lang
 from calm_lightning.checkpoints.names import autoencoder_layout, calm_layout
 from calm_lightning.cli.checkpoints import export_hf, import_hf
 from calm_lightning.cli.main import FrontDoor
+from calm_lightning.data.tokenizers import train_bpe
 from calm_lightning.language_model.calm import ContinuousLM
 from calm_lightning.language_model.config import LanguageModelConfig
 from calm_lightning.models import open_model
@@ -71,7 +72,25 @@ def test_import_makes_a_finished_run(released: Path, tmp_path: Path) -> None:
         assert ours is not None and theirs is not None
         assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
     assert "nothing was written now" in run("import-hf", released, "--tokenizer", "bytes", "--out", out)
-    assert "holds the same weights with another tokenizer" in run("import-hf", released, "--out", out, status=2)
+    assert "nothing was written now" in run("import-hf", released, "--out", out)
+    other = tmp_path / "other.json"
+    train_bpe(["a few words to train on"], 257).save(tmp_path)
+    (tmp_path / "tokenizer.json").rename(other)
+    refused = run("import-hf", released, "--tokenizer", f"file:{other}", "--out", out, status=2)
+    assert "holds the same weights with another tokenizer" in refused
+
+
+def test_a_tokenizer_can_be_given_later(released: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert run("import-hf", released, "--out", out).endswith("--text FILE --tokenizer SPEC\n")
+    assert "note: no tokenizer" not in run("import-hf", released, "--tokenizer", "bytes", "--out", out)
+    for place in (out, out / "autoencoder"):
+        opened = open_model(place)
+        assert opened.tokenizer is not None and opened.tokenizer.kind == "bytes"
+
+
+def test_a_place_that_cannot_be_made_is_one_sentence(released: Path) -> None:
+    assert "/proc/none cannot be created" in run("import-hf", released, "--out", "/proc/none", status=2)
 
 
 def test_export_writes_what_was_imported(released: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -303,10 +304,10 @@ def test_a_damaged_autoencoder_is_one_sentence(place: Path, autoencoders: dict[i
         (broken / name).write_bytes((autoencoders[2] / name).read_bytes())
     (broken / "model.safetensors").write_bytes(b"\x08" + bytes(20))
     config = configure(place, "calm", "model.K=2", f"autoencoder_run={broken}", f"work_dir={tmp_path / 'runs'}")
-    with pytest.raises(CheckpointError, match=r"broken/model\.safetensors cannot be used"):
+    with pytest.raises(CheckpointError, match=r"broken/model\.safetensors is missing or damaged"):
         execute(config, progress=False)
     (broken / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"broken/model\.safetensors cannot be used"):
+    with pytest.raises(CheckpointError, match=r"broken/model\.safetensors is missing or damaged"):
         execute(config, progress=False)
 
 
@@ -325,3 +326,21 @@ def test_two_processes_cannot_train_one_run(
     finally:
         process.kill()
         process.join()
+
+
+def test_runs_moved_together_find_one_another(place: Path, autoencoders: dict[int, Path], tmp_path: Path) -> None:
+    config = configure(place, "calm", "model.K=2", f"autoencoder_run={autoencoders[2]}", "trainer.max_steps=2")
+    folder = execute(replace(config, work_dir=str(tmp_path / "there" / "runs")), progress=False).run_dir
+    alone = tmp_path / "elsewhere" / "runs" / "calm" / folder.name
+    shutil.copytree(folder, alone)
+    text = (alone / "config.yaml").read_text()
+    (alone / "config.yaml").write_text(text.replace(str(autoencoders[2]), f"gone/{autoencoders[2].name}"))
+    with pytest.raises(CheckpointError, match=r"was not found at gone/.* give its directory \(--autoencoder DIR\)"):
+        open_model(alone)
+    shutil.copytree(autoencoders[3], alone.parents[1] / "autoencoder" / autoencoders[2].name)
+    with pytest.raises(CheckpointError, match="was not found"):
+        open_model(alone)  # what lies there is another autoencoder
+    shutil.rmtree(alone.parents[1] / "autoencoder")
+    shutil.copytree(autoencoders[2], alone.parents[1] / "autoencoder" / autoencoders[2].name)
+    assert open_model(alone).lineage == open_model(folder).lineage
+    assert open_model(alone, autoencoder=str(autoencoders[2])).autoencoder is not None

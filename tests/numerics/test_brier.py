@@ -188,6 +188,37 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
         BrierScores().update(torch.zeros(3, 5))
 
 
+@pytest.mark.parametrize("name", ["group", "piece", "domain"])
+def test_labels_that_are_none_are_refused_by_name(name: str) -> None:
+    rows = torch.rand(3, 4)
+    for label, message in (
+        (torch.tensor([0.0, 1.5, 2.0]), f"{name} holds torch.float32: labels are whole numbers"),
+        (torch.tensor([0, 1]), rf"{name} has shape \(2,\), expected one label per position: \(3,\)"),
+    ):
+        metric = BrierScores()
+        with pytest.raises(ValueError, match=message):
+            metric.update(rows, **{name: label})
+        assert not metric.score_rows, "nothing half-taken"
+    metric = BrierScores(domains=("a", "b"))
+    metric.update(rows, **{name: torch.tensor([0, 1, -2])})
+    with pytest.raises(ValueError, match=f"{name} holds -2: labels are whole numbers from 0"):
+        metric.compute()
+
+
+def test_offsets_of_other_positions_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"offsets have shape \(2, 4\), expected \(3, tokens\)"):
+        BrierScores().update(torch.rand(3, 4), torch.rand(2, 4))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_not_zero_by_definition(value: float) -> None:
+    metric, rows = BrierScores(), torch.rand(5, 4)
+    rows[1:3, 2] = value
+    metric.update(rows)
+    with pytest.raises(ValueError, match="2 of 5 positions have scores that are not finite numbers"):
+        metric.compute()
+
+
 def test_the_error_of_a_single_group_is_unknown_not_zero() -> None:
     metric = BrierLM()
     metric.update(torch.zeros(5, 3, 4).long(), torch.zeros(5, 4).long(), group=torch.zeros(5).long())

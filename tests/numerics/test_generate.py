@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,7 +22,7 @@ from calm_lightning.language_model.baseline import TokenLM
 from calm_lightning.language_model.calm import ContinuousLM
 from calm_lightning.language_model.config import LanguageModelConfig
 from calm_lightning.language_model.heads.energy import EnergyHead
-from calm_lightning.sampling.chunks import ChunkSampling
+from calm_lightning.sampling.chunks import ChunkSampling, chunk_beginning_with
 from calm_lightning.sampling.generate import stream_chunks, stream_tokens
 from calm_lightning.sampling.prompts import AlignedPrompt, align_prompt
 from calm_lightning.sampling.text import TextStream
@@ -205,7 +207,9 @@ def test_a_prompt_off_the_grid_is_cut_where_it_cannot_be_matched() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"temperature": 0.7}, r"choose 1 or 0.5, or --method exact"),
+        ({"temperature": 0.7}, r"choose 1 or 1/2, or --method exact"),
+        ({"temperature": 0.36}, r"choose 1/2 or 1/3, or --method exact"),
+        ({"temperature": 1e-320}, "is too small"),
         ({"temperature": 1.5}, r"not in \(0, 1\]"),
         ({"temperature": 0}, r"not in \(0, 1\]"),
         ({"samples": 0}, "at least 1"),
@@ -215,6 +219,60 @@ def test_a_prompt_off_the_grid_is_cut_where_it_cannot_be_matched() -> None:
 def test_senseless_sampling_is_refused(values: dict[str, float], message: str) -> None:
     with pytest.raises(SamplingError, match=message):
         ChunkSampling(**values)  # type: ignore[arg-type]
+
+
+def test_rounded_temperatures_and_those_beyond_the_pool_are_taken() -> None:
+    assert [ChunkSampling(t).inverse_temperature for t in (1.0, 0.33, 0.3333, 0.143, 0.01)] == [1, 3, 3, 7, 100]
+    assert ChunkSampling(1e-300, samples=9).inverse_temperature == 9
+    model, autoencoder = calm_pair(1, noisy=False)
+    steps = stream_chunks(model, autoencoder, [plain(torch.randint(V, (8,)))], 4, ChunkSampling(1e-300, samples=9))
+    assert len(joined(list(steps))[0]) == 4
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-320])
+def test_the_baseline_is_greedy_however_small_the_temperature(temperature: float) -> None:
+    model, prompt = token_lm(), torch.randint(V, (5,))
+    with torch.no_grad():
+        best = int(model(prompt.unsqueeze(0))[0, -1].argmax())
+    assert joined(list(stream_tokens(model, [prompt], 1, temperature))) == [[best]]
+    for wrong in (0.0, float("inf"), float("nan")):
+        with pytest.raises(SamplingError, match="is not above 0 and finite"):
+            list(stream_tokens(model, [prompt], 1, wrong))
+
+
+class _TwoTokenHead:
+    """Draws "latents" that are chunks: the first token is 0 with a given chance, the second one of three."""
+
+    def __init__(self, chance: float) -> None:
+        self.chance, self.drawn = chance, 0
+
+    def sample(self, hidden_PD: Tensor, num: int) -> Tensor:
+        shape = (num, len(hidden_PD))
+        self.drawn += num * len(hidden_PD)
+        return torch.stack(((torch.rand(shape) >= self.chance).float(), torch.randint(3, shape).float()), dim=-1)
+
+
+class _IdentityCodec:
+    def decode_tokens(self, latent_xZ: Tensor) -> Tensor:
+        return latent_xZ.long()
+
+
+@pytest.mark.parametrize(("chance", "budget"), [(1.0, 1_000), (0.1, 10_000)])
+def test_exact_sampling_spends_its_budget_on_matches_alone(chance: float, budget: int) -> None:
+    """At T = 1/5 it takes about 120 matches: nearly always there within 1,000, unless matches are thrown away."""
+    torch.manual_seed(0)
+    found, head = 0, _TwoTokenHead(chance)
+    model = SimpleNamespace(K=2, l=2, head=head)
+    for _ in range(40):
+        sampling = ChunkSampling(0.2, method="exact", budget=budget)
+        try:
+            drawn = chunk_beginning_with(model, _IdentityCodec(), torch.zeros(1, 4), torch.tensor([0]), sampling)  # type: ignore[arg-type]
+        except SamplingError:
+            continue
+        assert drawn.tokens[0, 0] == 0 and torch.equal(drawn.tokens, drawn.latents.long())
+        found += 1
+    assert found >= 37
+    assert head.drawn / 40 < 400 / chance
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -19,6 +19,7 @@ from calm_lightning.sampling.temperature import (
     batch_temperature,
     batch_temperature_weights,
     exact_temperature,
+    nearest_inverse,
     split_inverse,
 )
 
@@ -174,10 +175,42 @@ def test_the_inverse_is_split(temperature: float, expected: tuple[int, float]) -
     assert split_inverse(temperature) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, 1.01, float("nan")])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 1.01, float("nan"), float("inf")])
 def test_temperatures_outside_are_refused(temperature: float) -> None:
     with pytest.raises(SamplingError, match=r"not in \(0, 1\]"):
         split_inverse(temperature)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "expected"),
+    [(0.33, 3), (0.3333, 3), (0.1429, 7), (0.14, None), (0.7, None), (0.99, None), (1.0, 1), (0.5, 2), (0.4, None)],
+)
+def test_rounded_inverses_are_recognised(temperature: float, expected: int | None) -> None:
+    assert nearest_inverse(temperature) == expected
+
+
+def test_temperatures_that_cannot_be_reached_are_refused_before_any_draw() -> None:
+    def draw(rows_R: Tensor, num: int) -> Draws:
+        raise AssertionError("drawn")
+
+    with pytest.raises(SamplingError, match="needs at least 1001 samples per chunk, more than the budget of 1000"):
+        exact_temperature(draw, torch.arange(1), 1 / 1000.5, 1000)
+    with pytest.raises(SamplingError, match=r"needs at least 1e\+300 samples"):
+        exact_temperature(draw, torch.arange(1), 1e-300, 1000)
+    with pytest.raises(SamplingError, match="is too small"):
+        exact_temperature(draw, torch.arange(1), 1e-320, 1000)
+
+
+def test_no_draw_is_larger_than_its_bound_and_fewer_may_come() -> None:
+    asked: list[int] = []
+
+    def draw(rows_R: Tensor, num: int) -> Draws:
+        asked.append(num)
+        tokens = torch.zeros(len(rows_R), min(num, 7), 1).long()
+        return Draws(tokens, tokens.float())
+
+    assert exact_temperature(draw, torch.arange(2), 1 / 700, 700).tokens.tolist() == [[0], [0]]
+    assert max(asked) == 256 and len(asked) == 100, "7 draws a call are 700 draws"
 
 
 def batch_distribution(size: int, n: int) -> Tensor:

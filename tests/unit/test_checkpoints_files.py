@@ -81,7 +81,7 @@ def test_a_hostile_pickle_executes_nothing(tmp_path: Path, plain: bool) -> None:
         (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(value))
     else:
         torch.save(value, tmp_path / "pytorch_model.bin")
-    assert "cannot be read as weights alone" in refused(tmp_path)
+    assert "is no file of plain tensors" in refused(tmp_path)
     assert not trap.exists()
 
 
@@ -101,7 +101,7 @@ def _empty_zip(path: Path) -> None:
 )
 def test_damaged_pickles_are_one_sentence(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     spoil(tmp_path / "pytorch_model.bin")
-    assert "pytorch_model.bin cannot be read" in refused(tmp_path)
+    assert "pytorch_model.bin is no file of plain tensors" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("value", [[torch.zeros(1)], {"a": 1}, {0: torch.zeros(1)}, {"state_dict": WEIGHTS}])

@@ -46,6 +46,8 @@ def test_it_says_in_words_what_a_score_depends_on() -> None:
     assert "split val of corpus cccccccccccc;" in said
     assert said.endswith("commit eeeeeeeeeeee (edited)")
     assert "commit" not in replace(ONE, commit="").describe()
+    assert "on cpu" not in said and "batches" not in said
+    assert "32-true on cpu; batches of 1,536 tokens;" in replace(ONE, batch_tokens=1536, device="cpu").describe()
     assert replace(ONE, start_stride=1).starts.startswith("every token from 1 on")
     assert replace(ONE, start_stride=None).starts == "every token"
 
