@@ -199,7 +199,7 @@ def _finish(
         "name": name,
         "stage": config.stage,
         "metrics": metrics,
-        "protocol": _protocol(config, identities, metrics),
+        "protocol": _protocol(config, identities, metrics, stage.device.type),
         "train_flops": metrics[names.TRAIN_FLOPS_TOTAL],
         "mlflow_run_id": None,
     }
@@ -220,7 +220,9 @@ def _save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def _protocol(config: RunConfig, identities: dict[str, str], metrics: dict[str, float]) -> dict[str, object]:
+def _protocol(
+    config: RunConfig, identities: dict[str, str], metrics: dict[str, float], device: str
+) -> dict[str, object]:
     """Return how the run was scored: a score without this is not comparable."""
     text = CorpusSplit(Path(config.data.corpus), config.data.eval_split)
     language_model = config.stage != "autoencoder"
@@ -241,6 +243,8 @@ def _protocol(config: RunConfig, identities: dict[str, str], metrics: dict[str, 
         precision=str(config.trainer["precision"]),
         seed=config.seed,
         commit=commit(),
+        batch_tokens=config.data.eval_batch_tokens,
+        device=device,
         model={name: value for name, value in identities.items() if name != "corpus"},
         sampler=sampling_in_words(config.model) if config.stage == "calm" else "",
     ).to_dict()

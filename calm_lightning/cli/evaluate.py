@@ -75,8 +75,8 @@ def evaluate(
 
     if text is not None and split:
         raise ConfigError("--text and --split exclude each other: score on a file or on a split of the run's corpus")
-    if out is not None and not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no directory {out.parent}")
+    if out is not None:
+        _check_out(out, text)
     chosen = EvaluationOptions(
         protocol.value, block_tokens, samples, start_stride, precision.value, batch_tokens, max_blocks, seed
     )
@@ -123,6 +123,11 @@ def _open_split(opened: OpenModel, split: str) -> EvaluationText:
     data = opened.config.data
     if not data.corpus:
         raise DataError(f"{opened.path} names no corpus: say what to score it on with --text FILE")
+    if not Path(data.corpus).is_dir():
+        raise DataError(
+            f"the corpus {data.corpus} of {opened.path} is not there (its path may be relative to the directory it was "
+            f"trained from): run the command there, or say what to score with --text FILE"
+        )
     return CorpusSplit(Path(data.corpus), split or data.eval_split)
 
 
@@ -166,17 +171,41 @@ def _documents(path: Path) -> Iterator[tuple[str, str]]:
         yield document.text, document.domain
 
 
-def _write(path: Path, content: str) -> None:
-    """Write a file whole or not at all."""
+def _check_out(out: Path, text: Path | None) -> None:
+    """Refuse a place for the JSON document before anything is computed.
+
+    Raises:
+        ConfigError: It is a directory, a device, the text itself, or cannot be written to.
+    """
     import os
+
+    from calm_lightning.errors import ConfigError
+
+    if out.exists() and not out.is_file():
+        raise ConfigError(f"--out {out} is no ordinary file: name a file to write")
+    if text is not None and out.exists() and out.samefile(text):
+        raise ConfigError(f"--out {out} is the text to be scored: name another file")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ConfigError(f"--out {out}: {out.parent} is no directory that can be written to")
+
+
+def _write(path: Path, content: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+    import os
+
+    from calm_lightning.errors import ConfigError
 
     scratch = path.with_name(path.name + ".tmp")
     try:
         scratch.write_text(content, encoding="utf-8")
         os.replace(scratch, path)
-    except OSError:
+    except OSError as error:
         scratch.unlink(missing_ok=True)
-        raise
+        raise ConfigError(f"--out {path} cannot be written: {error.strerror}") from None
 
 
 def _show(console: Console, found: Evaluation) -> None:
@@ -211,15 +240,17 @@ def _table(*columns: str) -> Table:
 
 def _score_tables(score: BrierLMResult, K: int) -> Iterator[tuple[str, Table]]:
     """Yield titles and tables: BrierLM and its parts, by domain where there are several, and the tokens by offset."""
+    from rich.text import Text  # a domain's name may look like markup
+
     rows = {"all": score, **(score.domains if len(score.domains) > 1 else {})}
     table = _table("text", "BrierLM [95 %]", "positions", "documents")
     for name, row in rows.items():
         interval = f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]"
-        table.add_row(name, interval, f"{row.positions:,}", f"{row.documents:,}")
+        table.add_row(Text(name), interval, f"{row.positions:,}", f"{row.documents:,}")
     yield "BrierLM, percent", table
     table = _table("text", *(f"Brier-{n} (SE)" for n in range(1, 5)))
     for name, row in rows.items():
-        table.add_row(name, *map(_with_error, row.brier, row.brier_standard_error))
+        table.add_row(Text(name), *map(_with_error, row.brier, row.brier_standard_error))
     yield "Its factors, percent: the next n tokens as one outcome", table
     table = _table("offset", "Brier-1 (SE)", *(["chunk"] if 1 < K < len(score.offsets) else []))
     for number, cell in enumerate(map(_with_error, score.offsets, score.offsets_standard_error), start=1):

@@ -67,7 +67,7 @@ def generate(
     from calm_lightning.programs.generation import GenerationOptions, generate_text, ignore_text
 
     heat = _temperature(temperature)
-    texts = [*(prompt or []), *(_read_prompts(prompts) if prompts else [])]
+    texts = [*_checked(prompt or []), *(_read_prompts(prompts) if prompts else [])]
     chosen = GenerationOptions(
         tokens, heat, samples, method.value, budget, align.value, seed, batch_size, precision.value
     )
@@ -85,6 +85,20 @@ def generate(
         for number, one in enumerate(found.continuations, start=1):
             typer.echo(f"--- {number}\n{one.prompt}{one.text}")
     _remarks(found)
+
+
+def _checked(prompts: list[str]) -> list[str]:
+    """Return prompts of the command line.
+
+    Raises:
+        DataError: One is not valid UTF-8: its bytes arrive as halves of surrogate pairs.
+    """
+    from calm_lightning.errors import DataError
+
+    for number, text in enumerate(prompts, start=1):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise DataError(f"--prompt number {number} is not valid UTF-8")
+    return prompts
 
 
 def _temperature(text: str) -> float:

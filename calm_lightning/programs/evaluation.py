@@ -201,11 +201,10 @@ def _protocol(opened: OpenModel, text: EvaluationText, options: EvaluationOption
     wanted = options.batch_tokens or opened.config.data.eval_batch_tokens
     blocks = len(text.block_numbers(block_tokens, options.max_blocks))
     if not blocks:
-        shorter = max(1, text.tokens // _K(opened)) * _K(opened)
-        raise DataError(
-            f"the text has {text.tokens:,} tokens, no whole block of {block_tokens:,}: "
-            f"take a longer text or shorter blocks (--block-tokens {min(shorter, T)})"
-        )
+        shorter = min(text.tokens // _K(opened) * _K(opened), T)
+        fits = shorter >= (stride + HORIZON if language_model else _K(opened))
+        cure = f"take a longer text or shorter blocks (--block-tokens {shorter})" if fits else "take a longer text"
+        raise DataError(f"the text has {text.tokens:,} tokens, no whole block of {block_tokens:,}: {cure}")
     return Protocol(
         name=options.protocol,
         block_tokens=block_tokens,

@@ -213,8 +213,13 @@ def _steps(
         return stream_tokens(model, prompts, options.tokens, options.temperature, stop_ids)
     assert isinstance(model, ContinuousLM) and codec is not None
     sampling = ChunkSampling(options.temperature, options.samples, options.method, options.budget)
-    aligned = [align_prompt(model, codec, one, sampling, options.align) for one in prompts]
-    for one, prompt in zip(batch, aligned, strict=True):
+    aligned = []
+    for one, prompt_T in zip(batch, prompts, strict=True):
+        try:
+            prompt = align_prompt(model, codec, prompt_T, sampling, options.align)
+        except SamplingError as error:
+            raise SamplingError(f"prompt {one.prompt[:40]!r}: {error}") from None
+        aligned.append(prompt)
         one.left_out = prompt.left_out
         one.matched = model.K - prompt.generated if prompt.generated else 0
     return stream_chunks(model, codec, aligned, options.tokens, sampling, stop_ids)

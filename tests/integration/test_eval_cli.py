@@ -251,7 +251,9 @@ def test_a_released_checkpoint_is_scored_with_a_tokenizer_that_is_named(place: P
         (["--text", "absent.txt"], "text file absent.txt does not exist"),
         (["--text", "pyproject.toml"], "is not one of *.txt, *.jsonl.zst, *.jsonl.gz, *.jsonl"),
         (["--text", "README.md", "--tokenizer", "bytes"], "is not one of"),
-        (["--out", "absent/score.json"], "there is no directory absent"),
+        (["--out", "absent/score.json"], "absent is no directory that can be written to"),
+        (["--out", "/dev/null"], "--out /dev/null is no ordinary file"),
+        (["--out", "docs"], "--out docs is no ordinary file"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(runs: dict[str, RunResult], arguments: list[str], message: str) -> None:
@@ -269,6 +271,17 @@ def test_a_text_in_other_ids_is_refused(runs: dict[str, RunResult], place: Path,
     result = invoke(runs["calm-2"].run_dir, "--text", place / "val.jsonl", "--tokenizer", tokenizer)
     assert result.exit_code == 2
     assert "another tokenizer" in result.stderr
+
+
+def test_the_text_is_not_written_over_and_its_labels_are_text(runs: dict[str, RunResult], tmp_path: Path) -> None:
+    text = tmp_path / "labels.jsonl"
+    labels = ["[/foo]", "[red]X[/red]"]
+    lines = [json.dumps({"text": "some words " * 30, "meta": {"pile_set_name": labels[n % 2]}}) for n in range(6)]
+    text.write_text("\n".join(lines))
+    refused = invoke(runs["calm-2"].run_dir, "--text", text, "--out", text)
+    assert refused.exit_code == 2 and "is the text to be scored" in refused.stderr
+    shown = invoke(runs["calm-2"].run_dir, "--text", text, "--block-tokens", 48)
+    assert shown.exit_code == 0 and all(label in shown.stdout for label in labels)
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -170,3 +170,8 @@ def test_a_run_without_its_tokenizer_asks_for_it(runs: dict[str, Path], tmp_path
     assert "carries no tokenizer" in refusal(copy, "--prompt", PROMPT)
     result = generate(copy, "--prompt", PROMPT, "--tokens", 4, "--tokenizer", "bytes")
     assert result.exit_code == 0, result.output
+
+
+def test_a_prompt_that_is_no_text_is_one_sentence(runs: dict[str, Path]) -> None:
+    result = generate(runs["calm"], "--prompt", "fine", "--prompt", "It was \udcff")
+    assert result.exit_code == 2 and result.stderr == "error: --prompt number 2 is not valid UTF-8\n"
