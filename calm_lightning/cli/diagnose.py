@@ -50,8 +50,8 @@ def diagnose(
 ) -> None:
     """Ask of a model: drift, round trips, noise, calibration, foreign text.
 
-    Prints a table per question and writes diagnosis.json, rows.csv and, with matplotlib, a figure per question, as
-    each is answered; they replace those of an earlier call in the same directory.
+    Prints a table per question and writes diagnosis.json, rows.csv and, with matplotlib, a figure per question.
+    Files are written after each question, and replace those of an earlier call in the same directory.
 
     Example: calm diagnose runs/calm/NAME --baseline runs/baseline/NAME --only drift,calibration
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -155,11 +156,15 @@ def diagnose(
     for number, name in enumerate(names, start=1):
         if on_step:
             step = f"{name} ({number} of {len(names)})"
-            subject.say = lambda what, step=step, tell=on_step: tell(f"{step}: {what}")
+            subject.say = partial(_say, on_step, step)
             on_step(step)
         with _seeded(options.seed, device), torch.inference_mode():
             finding = _ANSWER[name](subject)
         yield finding
+
+
+def _say(on_step: Callable[[str], None], step: str, what: str) -> None:
+    on_step(f"{step}: {what}")
 
 
 @contextmanager
