@@ -23,12 +23,8 @@ if TYPE_CHECKING:
 
 def diagnose(
     model: options.Model,
-    baseline: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Token model of the same tokenizer, to stand beside it.")
-    ] = None,
-    text: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Held-out text, UTF-8; default: the corpus.")
-    ] = None,
+    baseline: Annotated[Path | None, typer.Option(metavar="RUN", help="Token model to stand beside it.")] = None,
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="Held-out text; default: the corpus.")] = None,
     split: Annotated[str, typer.Option(help="Split of the model's corpus.")] = "test",
     only: Annotated[
         str, typer.Option(metavar="NAMES", help="drift, roundtrip, noise, calibration, foreign; comma between.")
