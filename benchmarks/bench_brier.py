@@ -38,6 +38,7 @@ from calm_lightning.language_model.baseline import TokenLM
 from calm_lightning.language_model.calm import ContinuousLM
 from calm_lightning.language_model.config import LanguageModelConfig
 from calm_lightning.metrics import BrierLM, BrierScores
+from calm_lightning.programs.arithmetic import BF16, arithmetic
 from calm_lightning.sampling.continuations import HORIZON, start_positions
 from calm_lightning.stages.allocator import keep_freed_memory
 from calm_lightning.stages.scoring import chunk_scores, token_scores
@@ -84,7 +85,8 @@ class Case:
         """Return the seconds of scoring every start position."""
         metric = BrierScores()
         begin = time.perf_counter()
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        precision = BF16 if bf16 else "32-true"
+        with arithmetic([self.model, self.codec], precision, torch.device("cpu")), torch.inference_mode():
             if isinstance(self.model, TokenLM):
                 found = token_scores(self.model, self.tokens_BT, self.starts_G, S)
             else:

@@ -40,6 +40,7 @@ from calm_lightning.backbone.transformer import BranchCache
 from calm_lightning.language_model.calm import ContinuousLM
 from calm_lightning.language_model.config import LanguageModelConfig
 from calm_lightning.language_model.heads.energy import EnergyHead
+from calm_lightning.programs.arithmetic import arithmetic
 from calm_lightning.sampling.chunks import ChunkSampling
 from calm_lightning.sampling.generate import stream_chunks
 from calm_lightning.sampling.prompts import AlignedPrompt
@@ -139,7 +140,7 @@ def ours(
 ) -> None:
     """Generate with the toolkit."""
     prompts = [AlignedPrompt(prompt_LK, None) for prompt_LK in prompts_BLK]
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
+    with arithmetic([model, autoencoder], str(precision), torch.device("cpu")):
         for _ in stream_chunks(model, autoencoder, prompts, tokens, ChunkSampling(1 / INVERSE_TEMPERATURE, SAMPLES)):
             pass
 

@@ -23,6 +23,7 @@ from calm_lightning.language_model.baseline import TokenLM
 from calm_lightning.language_model.calm import ContinuousLM
 from calm_lightning.language_model.heads.registry import sampling_in_words
 from calm_lightning.models import OpenModel, tokenizer_of
+from calm_lightning.programs.arithmetic import best_device
 from calm_lightning.sampling.chunks import ChunkSampling
 from calm_lightning.sampling.continuations import start_positions
 
@@ -146,7 +147,7 @@ def diagnose(
     """
     names = asked(opened, options)
     _check(opened, baseline, text, options)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     for one in (opened, baseline):
         if one is not None:
             one.model.to(device)

@@ -37,6 +37,7 @@ from calm_lightning.metrics.protocol import (
     Protocol,
 )
 from calm_lightning.models import OpenModel
+from calm_lightning.programs.arithmetic import arithmetic, best_device
 from calm_lightning.programs.soundness import look_first
 from calm_lightning.sampling.continuations import HORIZON, largest_tensor, start_positions
 from calm_lightning.stages.scoring import add_scores, chunk_scores, token_scores
@@ -156,9 +157,9 @@ def evaluate(
     codec = opened.autoencoder.to(device) if opened.autoencoder is not None else None
     batches = text.batches(protocol.block_tokens, protocol.batch_tokens // protocol.block_tokens, options.max_blocks)
     shown = _seeded(_progress(batches, protocol.blocks, on_batch), options.seed)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=protocol.precision == "bf16-mixed")
+    networks = [model] if codec is None else [model, codec]
     score, reconstruction = None, None
-    with torch.random.fork_rng(), torch.inference_mode(), autocast:
+    with torch.random.fork_rng(), arithmetic(networks, protocol.precision, device), torch.inference_mode():
         checked = look_first(shown, opened, protocol.precision, device)
         if isinstance(model, ChunkAutoencoder):
             reconstruction, documents = _reconstruct(model, checked, device)
@@ -179,13 +180,6 @@ def evaluate(
 
 def _K(opened: OpenModel) -> int:
     return 1 if opened.stage == "baseline" else int(opened.config.model.K)
-
-
-def _device() -> torch.device:
-    """Return the device evaluations run on: a GPU where there is one."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _protocol(opened: OpenModel, text: EvaluationText, options: EvaluationOptions) -> Protocol:
@@ -224,7 +218,7 @@ def _protocol(opened: OpenModel, text: EvaluationText, options: EvaluationOption
         model=opened.lineage,
         sampler=sampling_in_words(opened.config.model) if opened.stage == "calm" else "",
         batch_tokens=max(1, wanted // block_tokens) * block_tokens,
-        device=_device().type,
+        device=best_device().type,
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +17,7 @@ from calm_lightning.errors import SamplingError
 from calm_lightning.language_model.baseline import TokenLM
 from calm_lightning.language_model.calm import ContinuousLM
 from calm_lightning.models import OpenModel
+from calm_lightning.programs.arithmetic import arithmetic, best_device
 from calm_lightning.sampling.chunks import ChunkSampling, Method
 from calm_lightning.sampling.generate import stream_chunks, stream_tokens
 from calm_lightning.sampling.prompts import Align, align_prompt
@@ -126,14 +126,12 @@ def generate_text(
     _check(opened, prompts, known, options)
     assert known is not None
     keep_freed_memory()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     networks = [network.to(device) for network in (opened.model, opened.autoencoder) if network is not None]
     precision = str(resolve_precision(options.precision))
-    mixed = precision == "bf16-mixed"
     found = [Continuation(prompt) for prompt in prompts]
     begin = time.perf_counter()
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed)
-    with torch.random.fork_rng(), _requires_grad(networks, mixed), autocast:
+    with torch.random.fork_rng(), arithmetic(networks, precision, device):
         torch.manual_seed(options.seed)
         for first in range(0, len(prompts), options.batch_size):
             batch = found[first : first + options.batch_size]
@@ -141,23 +139,6 @@ def generate_text(
                 batch[row].text += piece
                 on_text(first + row, piece)
     return Generation(found, time.perf_counter() - begin, precision)
-
-
-@contextmanager
-def _requires_grad(networks: Sequence[torch.nn.Module], mixed: bool) -> Iterator[None]:
-    """Mark all weights as trainable under autocast and as frozen otherwise, and restore their marks at the end.
-
-    Nothing is trained here: autocast keeps bf16 copies only of weights that could be, and casts others in every step;
-    the decoder's screening of float32 logits keeps its copy only of weights that cannot change.
-    """
-    before = [(weight, weight.requires_grad) for network in networks for weight in network.parameters()]
-    try:
-        for weight, _ in before:
-            weight.requires_grad_(mixed)
-        yield
-    finally:
-        for weight, marked in before:
-            weight.requires_grad_(marked)
 
 
 def _check(opened: OpenModel, prompts: Sequence[str], tokenizer: Tokenizer | None, options: GenerationOptions) -> None:
