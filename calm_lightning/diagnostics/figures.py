@@ -259,8 +259,9 @@ class _CalibrationPanel(_Panel):
             if row.x is not None and (every or row.x in (1, 0.5, rows[-1].x)):
                 text = "T=1" if row.x == 1 else f"1/{1 / row.x:.0f}"
                 left = -26 if row.x == 1 and self.log else 5
+                up = -11 if every or row.x != rows[-1].x else 5  # the last two points may all but coincide
                 axes.annotate(
-                    text, (x, row.value), textcoords="offset points", xytext=(left, -11), fontsize=7.5, color=MUTED
+                    text, (x, row.value), textcoords="offset points", xytext=(left, up), fontsize=7.5, color=MUTED
                 )
 
 

@@ -123,8 +123,8 @@ def finding(rows: list[Row]) -> Finding:
         f"Predicted latents lie {one.value(DISTANCE, PREDICTED):.2f} posterior standard deviations from what the "
         f"encoder makes of their tokens (true ones {one.value(DISTANCE, TRUE):.2f}); a round trip changes "
         f"{percent(one.value(CHUNKS_CHANGED, PREDICTED))} of their chunks (of true ones "
-        f"{percent(one.value(CHUNKS_CHANGED, TRUE))}), columns chunks and tokens. "
-        f"The decoder is less than {SURE:g} sure of {percent(one.value(UNSURE, PREDICTED), 1)} of their tokens "
-        f"({percent(one.value(UNSURE, TRUE), 1)}): those latents lie in between."
+        f"{percent(one.value(CHUNKS_CHANGED, TRUE))}). The decoder is less than {SURE:g} sure of "
+        f"{percent(one.value(UNSURE, PREDICTED), 1)} of their tokens (of true ones "
+        f"{percent(one.value(UNSURE, TRUE), 1)}, of midpoints of two chunks {percent(one.value(UNSURE, MIDPOINT), 1)})."
     )
     return Finding(NAME, one.title, one.rows, head, table, says, _LIMITS, {})

@@ -24,7 +24,7 @@ from calm_lightning.metrics.brier import (
     marginal_brier_from_samples,
     wide_float,
 )
-from calm_lightning.metrics.resampling import bootstrap_means, mean_errors, spread, sum_by_key
+from calm_lightning.metrics.resampling import bootstrap_means, mean_errors, sum_by_key
 
 FEWEST_DOCUMENTS = 20
 """Below this, resampling documents says little: their pieces inside evaluation blocks are resampled instead."""
@@ -237,7 +237,7 @@ def _result(rows_PC: Tensor, labels_P3: Tensor, domains: dict[str, BrierLMResult
     means_X4 = bootstrap_means(sums_GC[:, :LENGTHS], count_G)
     replicates_X = brier_lm_percent(means_X4)
     low, high = replicates_X.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    standard_error, brier_errors = spread(replicates_X), tuple(100 * spread(column) for column in means_X4.T)
+    standard_error, brier_errors = float(replicates_X.std()), tuple((100 * means_X4.std(0)).tolist())
     units = len(count_G)
     if units < 2:  # nothing to resample: the error is not zero but unknown
         low, high, standard_error, brier_errors = 0.0, 100.0, torch.inf, (torch.inf,) * LENGTHS

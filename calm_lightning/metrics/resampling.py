@@ -62,8 +62,3 @@ def mean_errors(sums_GH: Tensor, count_G: Tensor) -> Tensor:
         return torch.full((sums_GH.shape[1],), torch.inf, dtype=torch.float64)
     residual_GH = sums_GH - sums_GH.sum(0) / total * count_G.unsqueeze(1)
     return (residual_GH.square().sum(0) * groups / (groups - 1)).sqrt() / total
-
-
-def spread(values_X: Tensor) -> float:
-    """Return the standard deviation of replicates, infinite where they are."""
-    return float(values_X.std()) if bool(values_X.isfinite().all()) else torch.inf
