@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +26,26 @@ def direct(x_NPZ: Tensor, y_MPZ: Tensor, alpha: float) -> Tensor:
     return between.sum((0, 1)) / (N * (N - 1)) - 2 * to_targets.sum((0, 1)) / (N * M)
 
 
+def rounding(x_NPZ: Tensor, y_MPZ: Tensor, alpha: float, dtype: torch.dtype) -> Tensor:
+    """Return how far arithmetic in `dtype` may be from the definition, (P,).
+
+    A squared distance from inner products is wrong by a few units in the last place of the largest square. Of two
+    points that all but coincide this is a large part of the distance, larger the smaller alpha is.
+    """
+    x, y = x_NPZ.double() - y_MPZ.double().mean(0), y_MPZ.double() - y_MPZ.double().mean(0)
+    N, M = len(x), len(y)
+    error_P = 4 * torch.finfo(dtype).eps * torch.maximum(x.square().sum(-1).amax(0), y.square().sum(-1).amax(0))
+
+    def off(squared: Tensor) -> Tensor:
+        lower = (squared - error_P).clamp(min=0)
+        return ((squared + error_P) ** (alpha / 2) - lower ** (alpha / 2)).sum((0, 1))
+
+    between = off((x.unsqueeze(1) - x.unsqueeze(0)).square().sum(-1))
+    return between / (N * (N - 1)) + 2 * off((x.unsqueeze(1) - y.unsqueeze(0)).square().sum(-1)) / (N * M)
+
+
 @settings(max_examples=60, deadline=None)
+@example(N=2, M=6, P=4, l=1, alpha=0.5, shift=0.0, seed=173791)  # a draw all but on a target
 @given(
     N=st.integers(2, 6),
     M=st.integers(1, 7),
@@ -40,12 +59,22 @@ def test_equals_the_definition(N: int, M: int, P: int, l: int, alpha: float, shi
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(N, P, l, generator=generator) + shift
     y = torch.randn(M, P, l, generator=generator) + shift
-    torch.testing.assert_close(energy_score(x, y, alpha).double(), direct(x, y, alpha), rtol=1e-4, atol=1e-4)
     x64, y64 = x.double().requires_grad_(), y.double()
-    torch.testing.assert_close(energy_score(x64, y64, alpha), direct(x, y, alpha), rtol=1e-9, atol=1e-9)
+    for score, least in ((energy_score(x, y, alpha), 1e-5), (energy_score(x64, y64, alpha), 1e-12)):
+        error = (score.double() - direct(x, y, alpha)).abs()
+        assert (error <= least * (1 + direct(x, y, alpha).abs()) + rounding(x, y, alpha, score.dtype)).all()
+    # the gradient grows without bound where two points meet, and with it what rounding does
+    pairs = torch.cat([torch.cdist(y64.transpose(0, 1), x64.transpose(0, 1)).flatten(1), _between(x64)], dim=1)
+    apart = pairs.amin(1) > 1e-3
     (ours,) = torch.autograd.grad(energy_score(x64, y64, alpha).sum(), x64)
     (theirs,) = torch.autograd.grad(_smooth(x64, y64, alpha).sum(), x64)
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours[:, apart], theirs[:, apart], rtol=1e-6, atol=1e-6)
+
+
+def _between(x_NPZ: Tensor) -> Tensor:
+    """Return the distances between different draws, (P, N (N - 1) / 2)."""
+    first, second = torch.triu_indices(len(x_NPZ), len(x_NPZ), offset=1)
+    return (x_NPZ[first] - x_NPZ[second]).norm(dim=-1).transpose(0, 1)
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-3, 1.0])
