@@ -29,6 +29,7 @@ from calm_lightning.language_model.calm import ContinuousLM
 from calm_lightning.stages.autoencoder import AutoencoderStage
 from calm_lightning.stages.base import Stage
 from calm_lightning.stages.baseline import BaselineStage
+from calm_lightning.stages.batch_record import BatchRecord
 from calm_lightning.stages.callbacks import AtomicCheckpointIO, CostLedger, ResumeCheckpoint, StreamPlace
 from calm_lightning.stages.calm import CalmStage
 from calm_lightning.tracking.journal import MetricsJournal
@@ -76,10 +77,11 @@ def _has_bf16() -> bool:
 def default_name(config: RunConfig) -> str:
     """Return a name a person can read, for example calm-K4-l128-N8-d256-s0."""
     model = config.model
+    apart = "" if model.cross_document_attention else "-documents"
     parts = {
         "autoencoder": f"autoencoder-K{model.K}-l{model.latent_width()}-d{config.autoencoder.d}",
-        "calm": f"calm{_variant(config)}-K{model.K}-l{model.latent_width()}-N{model.N}-d{model.d}",
-        "baseline": f"baseline-d{model.d}",
+        "calm": f"calm{_variant(config)}{apart}-K{model.K}-l{model.latent_width()}-N{model.N}-d{model.d}",
+        "baseline": f"baseline{apart}-d{model.d}",
     }
     return f"{parts[config.stage]}-s{config.seed}"
 
@@ -198,7 +200,7 @@ def resolve(config: RunConfig, data: PileDataModule) -> tuple[RunConfig, Finishe
             f"the model's vocabulary of {vocabulary} differs from the {theirs.vocabulary} of the autoencoder "
             f"{found.run_dir}: use the corpus it was trained on, or train an autoencoder on this one"
         )
-    if found.tokenizer != data.manifest.tokenizer.fingerprint:
+    if found.tokenizer != data.corpus.fingerprint:
         raise ConfigError(
             f"the autoencoder {found.run_dir} was trained with another tokenizer than that of {config.data.corpus}: "
             f"its ids mean other text; use its corpus {found.config.data.corpus}, or train an autoencoder on this one"
@@ -289,6 +291,8 @@ def build_trainer(
     if config.optim.ema_decay > 0:
         callbacks.append(_FinalAverage(decay=config.optim.ema_decay))
     callbacks += [StreamPlace(config.seed), ledger, ResumeCheckpoint(checkpoint, config.checkpoint_steps, every)]
+    if config.data.record_batches:
+        callbacks.append(BatchRecord(journal.path.parent))
     progress = progress and config.trainer.get("enable_progress_bar") is not False
     if progress:
         callbacks.append(_TrainingBar())

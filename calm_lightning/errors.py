@@ -17,6 +17,10 @@ class DataError(CalmError):
     """A source corpus, a tokenizer, a manifest or a shard is missing, damaged or does not fit."""
 
 
+class ShardError(DataError):
+    """A shard cannot be had, or is not what its manifest says."""
+
+
 class CheckpointError(CalmError):
     """A checkpoint is missing, damaged, or belongs to another model."""
 

@@ -27,8 +27,8 @@ from calm_lightning.autoencoder.model import ChunkAutoencoder
 from calm_lightning.checkpoints.released import Released, is_released, read_released
 from calm_lightning.config import RunConfig, load_config
 from calm_lightning.config.validation import validate
-from calm_lightning.data.shards import Manifest
-from calm_lightning.data.tokenizers import Llama3Tokenizer, Tokenizer, load_tokenizer, make_tokenizer, open_tokenizer
+from calm_lightning.data.corpus import Corpus
+from calm_lightning.data.tokenizers import Llama3Tokenizer, Tokenizer, make_tokenizer, open_tokenizer
 from calm_lightning.errors import CheckpointError, ConfigError, DataError
 from calm_lightning.language_model.baseline import TokenLM
 from calm_lightning.language_model.calm import ContinuousLM
@@ -135,8 +135,7 @@ def _tokenizer(folder: Path, config: RunConfig) -> Tokenizer | None:
     if not config.data.corpus:
         return None
     try:
-        corpus = Path(config.data.corpus)
-        return load_tokenizer(corpus, Manifest.load(corpus).tokenizer)
+        return Corpus(config.data).tokenizer
     except DataError:
         return None
 

@@ -108,9 +108,10 @@ def execute(
     """
     validate(config)
     keep_freed_memory()
-    data = PileDataModule(config.data, config.seed)
+    apart = config.stage != "autoencoder" and not config.model.cross_document_attention
+    data = PileDataModule(config.data, config.seed, documents=apart)
     config, found = resolve(config, data)
-    lineage = {"corpus": data.manifest.corpus_hash} | ({"autoencoder": found.identity} if found else {})
+    lineage = {"corpus": data.corpus.hash} | ({"autoencoder": found.identity} if found else {})
     run_identity = identity(config, **lineage)
     name = config.name or default_name(config)
     run_dir = Path(config.work_dir) / config.stage / f"{name}-{run_identity[:10]}"
@@ -201,6 +202,7 @@ def _finish(
         "metrics": metrics,
         "protocol": _protocol(config, identities, metrics, stage.device.type),
         "train_flops": metrics[names.TRAIN_FLOPS_TOTAL],
+        "replaced_blocks": data.replaced,
         "mlflow_run_id": None,
     }
     _write(run_dir / RESULT, json.dumps(result, indent=2))
@@ -224,7 +226,7 @@ def _protocol(
     config: RunConfig, identities: dict[str, str], metrics: dict[str, float], device: str
 ) -> dict[str, object]:
     """Return how the run was scored: a score without this is not comparable."""
-    text = CorpusSplit(Path(config.data.corpus), config.data.eval_split)
+    text = CorpusSplit(config.data, config.data.eval_split)
     language_model = config.stage != "autoencoder"
     T, blocks = config.data.block_tokens, text.block_numbers(config.data.block_tokens, config.data.eval_max_blocks)
     return Protocol(
@@ -256,10 +258,13 @@ def _sample_text(config: RunConfig, data: PileDataModule, stage: ScoredStage) ->
     prompt_T = batch.tokens[0, : config.data.block_tokens // 4 // config.model.K * config.model.K]
     torch.manual_seed(config.seed)
     stage.eval()
+    assert batch.documents is not None
+    documents_T = batch.documents[0, : len(prompt_T)].to(stage.device)
     length = min(config.evaluation.text_tokens, config.data.block_tokens)
-    generated_T = stage.generate(prompt_T.to(stage.device), length, config.evaluation.text_temperature)
+    temperature = config.evaluation.text_temperature
+    generated_T = stage.generate(prompt_T.to(stage.device), length, temperature, documents_T)
     return (
-        f"temperature {config.evaluation.text_temperature}\n"
+        f"temperature {temperature}\n"
         f"--- prompt\n{data.tokenizer.decode(prompt_T[-PROMPT_SHOWN:].tolist())}\n"
         f"--- continuation\n{data.tokenizer.decode(generated_T.tolist())}\n"
     )

@@ -1,119 +1,58 @@
-"""`prepare`: raw text in, a finished corpus directory out, or nothing.
+"""`prepare`: raw text in, a finished corpus directory out.
 
-Everything is written to a hidden directory beside the target and renamed at the end, so a corpus is either
-whole or absent. The run starts over after an interruption; a finished corpus made from the same sources and
-settings is recognised by its manifest and left alone.
+Work is done in a hidden directory beside the target, in pieces that survive a kill, and the corpus is moved to its
+place when it is whole. The same call continues, repeats no finished piece, and ends with the bytes of an uninterrupted
+run, whatever the number of workers. A finished corpus made from the same sources and settings is recognised by its
+manifest and left alone.
 """
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from calm_lightning.data.shards import (
-    MANIFEST_FILE,
-    SPLITS,
-    TOKENIZER_FILES,
-    Counts,
-    Manifest,
-    Settings,
-    SourceRecord,
-    check_shard_files,
-    file_sha256,
-    token_dtype,
-)
-from calm_lightning.data.tokenizers import BytesTokenizer, Tokenizer, make_tokenizer, record_of
+from calm_lightning.data.files.remote import is_remote
+from calm_lightning.data.shards.manifest import MANIFEST_FILE, TOKENIZER_FILES, TOKENS, Manifest
+from calm_lightning.data.tokenizers import Tokenizer, make_tokenizer
 from calm_lightning.errors import DataError
-from data_pipelines.sources import Document, Source, find_sources, read_documents
-from data_pipelines.split import check_fractions, hash_split
-from data_pipelines.write import SplitWriter
+from data_pipelines.cleaning.clean import Cleaning
+from data_pipelines.reading.sources import Source, find_sources, raw_records
+from data_pipelines.writing.make import Job, make_corpus
+from data_pipelines.writing.passage import Progress, Report
+from data_pipelines.writing.pieces import PIECE_BYTES
+from data_pipelines.writing.settings import (
+    DEFAULT_FRACTION,
+    DEFAULT_SHARD_MB,
+    DEFAULT_SHARD_TOKENS,
+    DEFAULT_TOKENIZER,
+    Settings,
+)
+from data_pipelines.writing.work import work_directory, work_path
 
-DEFAULT_TOKENIZER = "bpe:1024"
-DEFAULT_SHARD_TOKENS = 1 << 20
-DEFAULT_FRACTION = 0.02
-BPE_TRAINING_BYTES = 128 << 20
-"""A BPE is trained on this much text from the beginning of the train split: more changes little and takes long."""
-_BATCH_BYTES = 2 << 20
+SMALL_BYTES = 16 << 20
+"""Sources of fewer stored bytes in all are prepared in one process: starting others takes longer."""
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a preparation is.
+class _Place:
+    """Where a corpus is to be, and how its user is told what to do about another one there.
 
     Attributes:
-        phase: "tokenizer" (training it) or "shards".
-        bytes_read: Stored (compressed) bytes read in this phase.
-        bytes_total: Stored bytes of all sources.
-        counts: Documents, tokens and text bytes written so far.
+        target: The directory.
+        force: Replace another corpus there.
+        elsewhere: How the user names another place.
+        replacing: How the user replaces what is there.
     """
 
-    phase: str
-    bytes_read: int
-    bytes_total: int
-    counts: Counts
-
-
-Report = Callable[[Progress], None]
-
-
-@dataclass
-class _Reading:
-    """Where documents come from, what is kept of them, and who is told."""
-
-    sources: list[Source]
-    settings: Settings
-    report: Report | None
-    bytes_total: int
-    bytes_read: int = 0
-    counts: Counts = field(default_factory=Counts)
-
-    def documents(self) -> Iterator[tuple[str, Document]]:
-        """Yield (split, document) in source order."""
-        kept = dict.fromkeys(SPLITS, 0)
-        limit = self.settings.max_documents
-        self.bytes_read = 0
-        for source in self.sources:
-            if limit is not None and all(kept[wanted] >= limit for wanted in self._fed_by(source)):
-                continue
-            for document in read_documents(source, self._on_bytes):
-                split = source.split or hash_split(
-                    document.text, self.settings.val_fraction, self.settings.test_fraction
-                )
-                if limit is None or kept[split] < limit:
-                    kept[split] += 1
-                    yield split, document
-                elif all(kept[wanted] >= limit for wanted in self._fed_by(source)):
-                    break
-
-    def _fed_by(self, source: Source) -> list[str]:
-        """Return the splits that documents of a source may go to."""
-        held_out = (("val", self.settings.val_fraction), ("test", self.settings.test_fraction))
-        return [source.split] if source.split else ["train", *(split for split, share in held_out if share > 0)]
-
-    def train_texts(self) -> Iterator[str]:
-        """Yield the texts a tokenizer is trained on."""
-        size = 0
-        for split, document in self.documents():
-            if split == "train" and size < BPE_TRAINING_BYTES:
-                size += len(document.text.encode())
-                self.tell("tokenizer")
-                yield document.text
-            elif size >= BPE_TRAINING_BYTES:
-                return
-
-    def tell(self, phase: str) -> None:
-        """Report progress."""
-        if self.report:
-            self.report(Progress(phase, self.bytes_read, self.bytes_total, self.counts))
-
-    def _on_bytes(self, number: int) -> None:
-        self.bytes_read += number
+    target: Path
+    force: bool
+    elsewhere: str
+    replacing: str
 
 
 def prepare(
@@ -129,53 +68,47 @@ def prepare(
     progress: Report | None = None,
     elsewhere: str = "choose another --out",
     replacing: str = "add --force to replace it",
+    workers: int | None = None,
+    cleaning: Cleaning | None = None,
+    shards: str = TOKENS,
+    shard_mb: float = DEFAULT_SHARD_MB,
+    skip_bad: bool = False,
+    piece_bytes: int = PIECE_BYTES,
 ) -> Manifest:
-    """Turn raw text into a corpus of token shards. Idempotent: a finished identical corpus is left as it is.
+    """Turn raw text into a corpus of shards. Idempotent, and restartable at any moment.
 
     Args:
-        sources: Files, globs, directories or "sample"; see `sources.find_sources`.
+        sources: Files, globs, directories, addresses or "sample"; see `sources.find_sources`.
         out: The corpus directory to make.
-        tokenizer_spec: See `tokenizers.make_tokenizer`.
-        shard_tokens: A shard is closed by the document that reaches this many tokens.
-        val_fraction: Share of "val" where the sources are not laid out by split.
-        test_fraction: Share of "test", likewise.
-        max_documents: Keep at most this many documents of every split.
+        tokenizer_spec: See `tokenizers.make_tokenizer`; has no part in shards of text.
+        shard_tokens, val_fraction, test_fraction, max_documents, shards, shard_mb, skip_bad: See `Settings`.
         force: Replace another corpus at `out`.
         progress: Told how far the work is.
         elsewhere: How the caller's user names another `out`, for error messages.
         replacing: How the caller's user replaces the corpus at `out`, likewise.
+        workers: Processes that tokenise; None for one per core, or for this process alone where there is little to do.
+        cleaning: What is done to documents first; nothing by default.
+        piece_bytes: Raw bytes a process is given at a time; memory grows with it, the corpus does not depend on it.
 
     Returns:
         The manifest of the corpus at `out`.
 
     Raises:
-        DataError: A source, the tokenizer or `out` is unusable; nothing was changed.
+        DataError: A source, the tokenizer or `out` is unusable. Finished work is kept in a hidden directory beside
+            `out`, and the same call continues it.
     """
-    if shard_tokens < 1:
-        raise DataError(f"--shard-tokens {shard_tokens} must be at least 1")
-    if max_documents is not None and max_documents < 1:
-        raise DataError(f"--max-documents {max_documents} must be at least 1")
-    check_fractions(val_fraction, test_fraction)
-    files, target = find_sources(sources), Path(out).resolve()
-    records = _source_records(files)
-    settings = Settings(tokenizer_spec, shard_tokens, float(val_fraction), float(test_fraction), max_documents)
-    tokenizer = _existing_tokenizer(tokenizer_spec)
-    if tokenizer is not None and tokenizer_spec != BytesTokenizer.kind:
-        settings = replace(settings, tokenizer=f"{tokenizer_spec.partition(':')[0]}:{tokenizer.fingerprint}")
-    finished = _finished(target, records, settings, force, elsewhere, replacing)
-    if finished is not None:
-        return finished
-    reading = _Reading(files, settings, progress, sum(record.bytes for record in records))
-    try:
-        with _partial_directory(target) as partial:
-            manifest = _write_corpus(partial, reading, records, tokenizer)
-            _move_into_place(partial, target)
-    except OSError as error:
-        raise DataError(
-            f"corpus {out} could not be written ({error.strerror or error}); nothing was left behind: "
-            f"free space or {elsewhere}, then run the same command again"
-        ) from None
-    return manifest
+    if min(1 if workers is None else workers, piece_bytes) < 1:
+        raise DataError("--workers and --piece-mb must be positive")
+    rules = cleaning or Cleaning()
+    settings = Settings(
+        shards, tokenizer_spec, shard_tokens, shard_mb, val_fraction, test_fraction, max_documents, rules, skip_bad
+    )
+    settings.check()
+    tokenizer = _existing_tokenizer(tokenizer_spec) if shards == TOKENS else None
+    files = tuple(find_sources(sources))
+    workers = workers or _default_workers(files)
+    place = _Place(Path(out).resolve(), force, elsewhere, replacing)
+    return _prepare(Job(files, settings, tokenizer, workers, piece_bytes, progress), place)
 
 
 def is_prepared(out: str | Path) -> bool:
@@ -183,11 +116,10 @@ def is_prepared(out: str | Path) -> bool:
     return (Path(out) / MANIFEST_FILE).is_file()
 
 
-def _source_records(files: list[Source]) -> tuple[SourceRecord, ...]:
-    try:
-        return tuple(SourceRecord(s.name, s.split, s.path.stat().st_size, file_sha256(s.path)) for s in files)
-    except OSError as error:
-        raise DataError(f"source {error.filename} cannot be read: {error.strerror}") from None
+def _default_workers(sources: Sequence[Source]) -> int:
+    small = sum(source.bytes for source in sources) < SMALL_BYTES
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if small else cores
 
 
 def _existing_tokenizer(spec: str) -> Tokenizer | None:
@@ -196,117 +128,130 @@ def _existing_tokenizer(spec: str) -> Tokenizer | None:
     return None if kind == "bpe" and size.isdecimal() else make_tokenizer(spec, ())
 
 
-def _finished(
-    target: Path,
-    sources: tuple[SourceRecord, ...],
-    settings: Settings,
-    force: bool,
-    elsewhere: str,
-    replacing: str,
-) -> Manifest | None:
-    """Return the manifest of an identical corpus at `target`, or None where one is to be made there."""
+def _prepare(job: Job, place: _Place) -> Manifest:
+    finished = _finished(job, place)
+    if finished is not None:
+        _clear_leftovers(place.target)
+        return finished
+    kept = ""
+    try:
+        with work_directory(place.target) as work:
+            finished = _finished(job, place)  # another process may have been at it until now
+            try:
+                if finished is None:
+                    finished = make_corpus(job, work)
+                    _move_into_place(work.corpus, place.target)
+            except BaseException:
+                kept = "; what is done is kept, the same command continues" if work.has_work() else ""
+                raise
+            finally:
+                if not kept:
+                    shutil.rmtree(work.path)
+    except DataError as error:
+        raise DataError(f"{error}{kept}") from None
+    except OSError as error:
+        raise DataError(
+            f"corpus {place.target} could not be written ({error.strerror or error}): "
+            f"free space or {place.elsewhere}, then run the same command again{kept}"
+        ) from None
+    return finished
+
+
+def _finished(job: Job, place: _Place) -> Manifest | None:
+    """Return the manifest of an identical corpus at the target, or None where one is to be made there."""
+    target = place.target
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return None
     if not target.is_dir() or not is_prepared(target):
-        raise DataError(f"{target} exists and is not a corpus: {elsewhere}")
+        raise DataError(f"{target} exists and is not a corpus: {place.elsewhere}")
+    manifest: Manifest | None = None
+    problem = "holds a corpus of other sources or settings"
     try:
         manifest = Manifest.load(target)
-        same = manifest.sources == sources and manifest.settings == settings
-        if same:
-            check_shard_files(target, manifest)
-            return manifest
-        problem = "holds a corpus of other sources or settings"
+        _check_sizes(target, manifest)
     except DataError as error:
-        problem = f"holds a damaged corpus ({error})"
-    if not force:
-        raise DataError(f"{target} {problem}: {elsewhere}, or {replacing}")
+        manifest, problem = None, f"holds a damaged corpus ({error})"
+    if manifest and manifest.provenance.settings == job.settings.record(job.tokenizer) and _same_sources(job, manifest):
+        return manifest
+    if not place.force:
+        raise DataError(f"{target} {problem}: {place.elsewhere}, or {place.replacing}")
     strangers = [path.name for path in target.iterdir() if not _belongs_to_corpus(path)]
     if strangers:
         raise DataError(f"{target} also holds {strangers[0]}, which --force would delete: move it away first")
     return None
 
 
+def _same_sources(job: Job, manifest: Manifest) -> bool:
+    """Return whether a corpus was made from the job's sources; contents are compared last, since that takes long."""
+    records = manifest.provenance.sources
+    if [(one.name, one.split, one.bytes) for one in records] != [(s.name, s.split, s.bytes) for s in job.sources]:
+        return False
+    total, read = sum(source.bytes for source in job.sources), 0
+
+    def on_bytes(number: int) -> None:
+        nonlocal read
+        read += number
+        if job.report:
+            job.report(Progress("checking", read, total))
+
+    pairs = zip(records, job.sources, strict=True)
+    return all(_sha256(source, on_bytes) == record.sha256 for record, source in pairs if record.sha256)
+
+
+def _sha256(source: Source, on_bytes: Callable[[int], None]) -> str:
+    """Return the checksum of a source as stored."""
+    digest = hashlib.sha256()
+    if is_remote(source.url):
+        for _ in raw_records(source, on_bytes, digest):
+            pass
+        return digest.hexdigest()
+    try:
+        with Path(source.url).open("rb") as file:
+            while data := file.read(1 << 20):
+                digest.update(data)
+                on_bytes(len(data))
+    except OSError as error:
+        raise DataError(f"source {source.url} cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
+
+
+def _check_sizes(corpus: Path, manifest: Manifest) -> None:
+    """Check that every shard is there and as long as the manifest says.
+
+    Raises:
+        DataError: One is not.
+    """
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            path = corpus / shard.file
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard.bytes:
+                raise DataError(f"shard {path} " + ("is missing" if size is None else "is not of its recorded size"))
+
+
 def _belongs_to_corpus(path: Path) -> bool:
     return path.is_file() and (path.name in (MANIFEST_FILE, *TOKENIZER_FILES) or path.suffix == ".tar")
 
 
-@contextmanager
-def _partial_directory(target: Path) -> Iterator[Path]:
-    """Yield an empty hidden directory beside `target`, ours alone, and remove it afterwards.
-
-    The lock is the operating system's, so it goes with a killed process, and the next run clears what is left.
-    """
-    partial = target.with_name(f".{target.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    handle = os.open(partial, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another process is preparing {target}: wait for it, then run again") from None
-        for entry in partial.iterdir():
-            entry.unlink()
-        try:
-            yield partial
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    finally:
-        os.close(handle)
+def _aside(target: Path) -> Path:
+    """Return where a corpus that is being replaced is for a moment."""
+    return target.with_name(f".{target.name}.old")
 
 
-def _move_into_place(partial: Path, target: Path) -> None:
+def _clear_leftovers(target: Path) -> None:
+    """Delete what a run that was killed just behind its last rename left beside a finished corpus."""
+    shutil.rmtree(_aside(target), ignore_errors=True)
+    if work_path(target).exists():
+        with suppress(DataError), work_directory(target) as work:
+            if not work.corpus.exists():
+                shutil.rmtree(work.path)
+
+
+def _move_into_place(made: Path, target: Path) -> None:
     """Rename a finished corpus to its place; an older one there is moved aside first, then deleted."""
-    old = target.with_name(f".{target.name}.old")
+    old = _aside(target)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)
-    os.replace(partial, target)
+    os.replace(made, target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_corpus(
-    directory: Path, reading: _Reading, records: tuple[SourceRecord, ...], tokenizer: Tokenizer | None
-) -> Manifest:
-    reading.tell("tokenizer")
-    if next(reading.documents(), None) is None:
-        raise DataError(f"the sources hold no document ({', '.join(source.name for source in reading.sources)})")
-    tokenizer = tokenizer or make_tokenizer(reading.settings.tokenizer, reading.train_texts())
-    record = record_of(tokenizer, tokenizer.save(directory))
-    dtype = token_dtype(record.vocabulary)
-    writers: dict[str, SplitWriter] = {}
-    try:
-        documents = reading.documents()
-        while batch := _next_batch(documents):
-            encoded = tokenizer.encode_batch([document.text for _, document in batch])
-            for (split, document), ids in zip(batch, encoded, strict=True):
-                if split not in writers:
-                    writers[split] = SplitWriter(
-                        directory,
-                        split,
-                        shard_tokens=reading.settings.shard_tokens,
-                        separator_id=record.separator_id,
-                        dtype=dtype,
-                    )
-                text_bytes = len(document.text.encode())
-                writers[split].add(ids, document.domain, text_bytes)
-                reading.counts += Counts(1, len(ids) + 1, text_bytes)
-            reading.tell("shards")
-        splits = {split: writers[split].close() for split in SPLITS if split in writers}
-    finally:
-        for writer in writers.values():
-            writer.abandon()
-    manifest = Manifest(record, dtype, splits, records, reading.settings)
-    manifest.save(directory)
-    return manifest
-
-
-def _next_batch(documents: Iterator[tuple[str, Document]]) -> list[tuple[str, Document]]:
-    """Return the next documents, about two million characters of them."""
-    batch: list[tuple[str, Document]] = []
-    size = 0
-    for item in islice(documents, 1024):
-        batch.append(item)
-        size += len(item[1].text)
-        if size >= _BATCH_BYTES:
-            break
-    return batch

@@ -25,7 +25,7 @@ from sweeps.series import Series, front_points
 from sweeps.space import Point, digest, points
 
 if TYPE_CHECKING:
-    from calm_lightning.data.shards import Manifest
+    from calm_lightning.data.shards.manifest import Manifest
 
 PrepareCorpus = Callable[[SweepConfig, Path], "Manifest"]
 
@@ -76,8 +76,7 @@ def budget_of(sweep: SweepConfig, made: list[Point], manifest: Manifest) -> Budg
     evaluation = config.evaluation
     return Budget(
         title=sweep.title or sweep.name,
-        corpus=f"{Path(sweep.corpus.out).name} corpus, {quantity(tokens)} training tokens, "
-        f"V = {manifest.tokenizer.vocabulary:,}",
+        corpus=f"{Path(sweep.corpus.out).name} corpus, {quantity(tokens)} training tokens, V = {manifest.vocabulary:,}",
         protocol=f"scored in blocks of {config.data.block_tokens} tokens, every {evaluation.start_stride} tokens, "
         f"{evaluation.samples} samples",
         machine=f"one seed ({config.seed}), {processor()}",
@@ -125,7 +124,7 @@ def reproduce(
 
         objective = Objective(
             execute,
-            vocabulary=manifest.tokenizer.vocabulary,
+            vocabulary=manifest.vocabulary,
             parent_run_id=parent.run_id if parent else None,
             study=study_name,
             announce=announce,

@@ -5,6 +5,9 @@ sampled branches at once: `prefill` keeps the keys and values of the true sequen
 lets each branch attend to its own prefix of that sequence and to its own tokens, so nothing is
 recomputed and no Python loop runs over positions. Generation is the case of one long branch.
 
+Where a block holds several documents, attention may end at their borders: `first_BL` names the first position that each
+position may see. The masked products are computed all the same, and B x L x L additive weights are kept for backward.
+
 Shape suffixes: B batch, L positions, D width, H heads, A head width, R branches, J steps of a branch.
 Cost of one branch step: R queries against L keys, as much as a forward pass over R positions.
 """
@@ -85,18 +88,38 @@ class Attention(nn.Module):
         return self.out(mixed_BHLA.transpose(1, 2).flatten(2))
 
 
-def causal_attention(query_BHLA: Tensor, key_BHLA: Tensor, value_BHLA: Tensor) -> Tensor:
-    """Let position i attend to positions up to i: (B, H, L, A).
+def visibility(first_BL: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what `causal_attention` adds to its logits where attention has a beginning: 0 or -inf, (B, 1, L, L).
+
+    Args:
+        first_BL: First position that each position may see, itself at the latest, (B, L).
+        dtype: That of the queries.
+    """
+    position_L = torch.arange(first_BL.shape[1], device=first_BL.device)
+    seen_BLL = (position_L >= first_BL.unsqueeze(-1)) & (position_L <= position_L.unsqueeze(-1))
+    hidden_B1LL = seen_BLL.logical_not_().unsqueeze(1)
+    return torch.zeros(hidden_B1LL.shape, dtype=dtype, device=first_BL.device).masked_fill_(hidden_B1LL, -torch.inf)
+
+
+def causal_attention(
+    query_BHLA: Tensor, key_BHLA: Tensor, value_BHLA: Tensor, visible_B1LL: Tensor | None = None
+) -> Tensor:
+    """Let position i attend to positions up to i, or to those that `visibility` leaves of them: (B, H, L, A).
 
     PyTorch's fused kernel, but for short bf16 sequences on CPUs, where two plain matmuls around a softmax take half
     its time (8 blocks x 3 heads: 2.7 ms against 9.9 ms at L = 191, 31 ms against 56 ms at 767, forward and backward).
     """
-    L, A = query_BHLA.shape[-2:]
+    H, L, A = query_BHLA.shape[1:]
     if query_BHLA.device.type != "cpu" or query_BHLA.dtype != torch.bfloat16 or L > PLAIN_ATTENTION_LENGTH:
-        return functional.scaled_dot_product_attention(query_BHLA, key_BHLA, value_BHLA, is_causal=True)
-    mask_LL = torch.full((L, L), -torch.inf, dtype=query_BHLA.dtype).triu(1)
+        return functional.scaled_dot_product_attention(
+            query_BHLA, key_BHLA, value_BHLA, attn_mask=visible_B1LL, is_causal=visible_B1LL is None
+        )
+    if visible_B1LL is None:
+        mask = torch.full((L, L), -torch.inf, dtype=query_BHLA.dtype).triu(1)
+    else:
+        mask = visible_B1LL.expand(-1, H, -1, -1).flatten(0, 1)
     query, key = (query_BHLA * A**-0.5).flatten(0, 1), key_BHLA.flatten(0, 1)
-    weights = torch.baddbmm(mask_LL, query, key.transpose(-1, -2)).softmax(-1)
+    weights = torch.baddbmm(mask, query, key.transpose(-1, -2)).softmax(-1)
     return (weights @ value_BHLA.flatten(0, 1)).view(query_BHLA.shape)
 
 
@@ -132,10 +155,12 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(config.d, config.norm_eps)
         self.mlp = SwiGLU(config.d, config.intermediate)
 
-    def forward(self, hidden_BLD: Tensor, cos_LA: Tensor, sin_LA: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, hidden_BLD: Tensor, cos_LA: Tensor, sin_LA: Tensor, visible_B1LL: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the block's output (B, L, D) and its keys and values (B, H, L, A)."""
         query, key, value = self.attention.project(self.attention_norm(hidden_BLD), cos_LA, sin_LA)
-        mixed = causal_attention(query, key, value)
+        mixed = causal_attention(query, key, value, visible_B1LL)
         return self.finish(hidden_BLD, mixed), key, value
 
     def finish(self, hidden_BLD: Tensor, mixed_BHLA: Tensor) -> Tensor:
@@ -156,24 +181,51 @@ class Transformer(nn.Module):
     def _angles(self, positions_L: Tensor) -> tuple[Tensor, Tensor]:
         return rotary_table(positions_L, self.config.d // self.config.heads, self.config.rope_theta)
 
-    def forward(self, input_BLD: Tensor) -> Tensor:
-        """Map input vectors (B, L, D) to hidden states (B, L, D); position i sees positions up to i."""
+    def _visible(self, first_BL: Tensor | None) -> Tensor | None:
+        """Return `visibility` in the dtype that the queries will have, made once for all layers."""
+        if first_BL is None:
+            return None
+        block, device = self.blocks[0], first_BL.device.type
+        assert isinstance(block, Block)
+        weight = block.attention.qkv.weight
+        autocast = torch.is_autocast_enabled(device) and weight.dtype != torch.float64  # which autocast leaves alone
+        return visibility(first_BL, torch.get_autocast_dtype(device) if autocast else weight.dtype)
+
+    def forward(self, input_BLD: Tensor, first_BL: Tensor | None = None) -> Tensor:
+        """Map input vectors to hidden states.
+
+        Args:
+            input_BLD: Input vectors, (B, L, D).
+            first_BL: First position that each position sees, int64, (B, L), itself at the latest; None means the
+                first of all. It never falls along a row. Rotary positions are relative, so they are not counted anew.
+
+        Returns:
+            Hidden states, (B, L, D); position i sees positions `first_BL[:, i]` to i.
+        """
         cos, sin = self._angles(torch.arange(input_BLD.shape[1], device=input_BLD.device))
+        visible = self._visible(first_BL)
         for block in self.blocks:
-            input_BLD, _, _ = block(input_BLD, cos, sin)
+            input_BLD, _, _ = block(input_BLD, cos, sin, visible)
         return self.norm(input_BLD)
 
-    def prefill(self, input_BLD: Tensor) -> tuple[Tensor, PrefixCache]:
+    def prefill(self, input_BLD: Tensor, first_BL: Tensor | None = None) -> tuple[Tensor, PrefixCache]:
         """Run `forward` and also return the keys and values that `branch_step` continues from."""
         cos, sin = self._angles(torch.arange(input_BLD.shape[1], device=input_BLD.device))
-        cache = PrefixCache([], [])
+        visible, cache = self._visible(first_BL), PrefixCache([], [])
         for block in self.blocks:
-            input_BLD, key, value = block(input_BLD, cos, sin)
+            input_BLD, key, value = block(input_BLD, cos, sin, visible)
             cache.keys.append(key)
             cache.values.append(value.contiguous())  # a view of q, k and v would be copied in every branch step
         return self.norm(input_BLD), cache
 
-    def branch_step(self, input_BRD: Tensor, prefix: PrefixCache, own: BranchCache, prefix_length: Tensor) -> Tensor:
+    def branch_step(
+        self,
+        input_BRD: Tensor,
+        prefix: PrefixCache,
+        own: BranchCache,
+        prefix_length: Tensor,
+        prefix_first: Tensor | None = None,
+    ) -> Tensor:
         """Advance every branch by one position.
 
         Args:
@@ -182,6 +234,8 @@ class Transformer(nn.Module):
             own: Cache of the branches; one position is appended to it.
             prefix_length: How many prefix positions each branch continues from, at least 1: (R,), the same in every
                 row, or (B, R). No branch sees what lies behind them, be it the true continuation or padding.
+            prefix_first: First prefix position that each branch sees, (R,) or (B, R): that of the position it continues
+                from, so that a branch stays in the document it began in. None means the first of all.
 
         Returns:
             Hidden states, (B, R, D), equal to running `forward` on each branch's whole sequence.
@@ -189,8 +243,12 @@ class Transformer(nn.Module):
         cos, sin = self._angles(prefix_length + own.steps)
         prefix_positions_L = torch.arange(prefix.keys[0].shape[2], device=input_BRD.device)
         hidden_from = prefix_positions_L >= prefix_length.unsqueeze(-1)
+        if prefix_first is not None:
+            hidden_from = hidden_from | (prefix_positions_L < prefix_first.unsqueeze(-1))
         if prefix_length.ndim == 2:
-            cos, sin, hidden_from = cos.unsqueeze(1), sin.unsqueeze(1), hidden_from.unsqueeze(1)
+            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        if hidden_from.ndim == 3:
+            hidden_from = hidden_from.unsqueeze(1)
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             query, key, value = block.attention.project(block.attention_norm(input_BRD), cos, sin)

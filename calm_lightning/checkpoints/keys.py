@@ -207,8 +207,8 @@ def write_language_model_config(stage: str, config: LanguageModelConfig) -> dict
     """
     keys = dict(_BACKBONE_KEYS)
     values: dict[str, Any] = {"architectures": [BASELINE], "model_type": "llama"}
+    _refuse_unsayable(stage, config)
     if stage == "calm":
-        _refuse_unsayable(config)
         (named,) = (name for name, head in HEAD_ARCHITECTURES.items() if head == config.head)
         keys |= _LATENT_KEYS | _HEAD_KEYS
         values = {"architectures": [named], "ae_path": "./autoencoder"}
@@ -224,12 +224,14 @@ def write_language_model_config(stage: str, config: LanguageModelConfig) -> dict
     }
 
 
-def _refuse_unsayable(config: LanguageModelConfig) -> None:
+def _refuse_unsayable(stage: str, config: LanguageModelConfig) -> None:
     problems = []
-    if config.input != "discrete":
+    if stage == "calm" and config.input != "discrete":
         problems.append(f"model.input={config.input} (it reads tokens only)")
-    if config.head == "energy" and config.noise != "uniform":
+    if stage == "calm" and config.head == "energy" and config.noise != "uniform":
         problems.append(f"model.noise={config.noise} (its energy head draws uniform noise only)")
+    if not config.cross_document_attention:
+        problems.append("model.cross_document_attention=false (its positions see all of a block)")
     if problems:
         raise CheckpointError(f"the released format cannot say {' and '.join(problems)}: this run cannot be exported")
 

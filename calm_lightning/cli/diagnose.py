@@ -130,7 +130,7 @@ def _held_out(opened: OpenModel, text: Path | None, split: str) -> EvaluationTex
         return PackedText([(_read(text), text.name)], opened.tokenizer)
     if not opened.config.data.corpus:
         raise DataError(f"{opened.path} names no corpus: give a held-out text with --text FILE")
-    return CorpusSplit(Path(opened.config.data.corpus), split)
+    return CorpusSplit(opened.config.data, split)
 
 
 def _read(path: Path) -> str:

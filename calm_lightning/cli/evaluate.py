@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from calm_lightning.models import OpenModel
     from calm_lightning.programs.evaluation import Evaluation
 
-TEXT_SUFFIX = ".txt"
-
 
 class ProtocolName(StrEnum):
     """How start positions are chosen."""
@@ -123,12 +121,12 @@ def _open_split(opened: OpenModel, split: str) -> EvaluationText:
     data = opened.config.data
     if not data.corpus:
         raise DataError(f"{opened.path} names no corpus: say what to score it on with --text FILE")
-    if not Path(data.corpus).is_dir():
+    if "://" not in data.corpus and not Path(data.corpus).is_dir():
         raise DataError(
             f"the corpus {data.corpus} of {opened.path} is not there (its path may be relative to the directory it was "
             f"trained from): run the command there, or say what to score with --text FILE"
         )
-    return CorpusSplit(Path(data.corpus), split or data.eval_split)
+    return CorpusSplit(data, split or data.eval_split)
 
 
 def _read_text(opened: OpenModel, path: Path, tokenizer: str) -> EvaluationText:
@@ -155,20 +153,13 @@ def _tokenizer(opened: OpenModel, spec: str) -> Tokenizer:
 def _documents(path: Path) -> Iterator[tuple[str, str]]:
     """Yield text and domain of every document of a file, in order."""
     from calm_lightning.errors import DataError
-    from data_pipelines.sources import SUFFIXES, UNLABELLED, Source, read_documents
+    from data_pipelines.reading.sources import find_sources, read_documents
 
     if not path.is_file():
         raise DataError(f"text file {path} does not exist")
-    if path.name.endswith(TEXT_SUFFIX):
-        try:
-            yield path.read_bytes().decode("utf-8"), UNLABELLED
-        except UnicodeDecodeError:
-            raise DataError(f"{path} is not UTF-8 text") from None
-        return
-    if not path.name.endswith(SUFFIXES):
-        raise DataError(f"text file {path} is not one of *{TEXT_SUFFIX}, {', '.join('*' + one for one in SUFFIXES)}")
-    for document in read_documents(Source(path, path.name, "")):
-        yield document.text, document.domain
+    for source in find_sources([path]):
+        for document in read_documents(source):
+            yield document.text, document.domain
 
 
 def _check_out(out: Path, text: Path | None) -> None:

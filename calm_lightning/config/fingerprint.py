@@ -14,7 +14,12 @@ from calm_lightning.stages.trainer_keys import NOT_IN_IDENTITY
 RECIPE_VERSION = 2
 """Part of every identity; raised when a change of the code changes the numbers a configuration gives."""
 
-_NOT_IN_IDENTITY = ("work_dir", "name", "autoencoder_run", "tracking")
+_NOT_IN_IDENTITY = ("work_dir", "name", "autoencoder_run", "tracking", "checkpoint_steps")
+# Corpus and tokenizer are in the lineage by their hashes.
+_DATA_NOT_IN_IDENTITY = (
+    *("corpus", "tokenizer", "shards_at", "workers", "record_batches"),
+    *("cache_dir", "cache_gb", "retries", "timeout"),
+)
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -35,7 +40,8 @@ def identity(config: RunConfig, **lineage: str) -> str:
     value = asdict(config)
     for key in _NOT_IN_IDENTITY:
         del value[key]
-    del value["data"]["corpus"], value["data"]["workers"], value["checkpoint_steps"]
+    for key in _DATA_NOT_IN_IDENTITY:
+        del value["data"][key]
     value["trainer"] = {k: v for k, v in value["trainer"].items() if k not in NOT_IN_IDENTITY}
     if config.stage == "autoencoder":
         # An autoencoder knows K, l and V of the language model it serves, and nothing else of it.
@@ -46,7 +52,7 @@ def identity(config: RunConfig, **lineage: str) -> str:
     else:
         del value["autoencoder"]
         backbone = ("vocabulary", "d", "intermediate", "layers", "heads", "rope_theta", "norm_eps")
-        value["model"] = {key: value["model"][key] for key in backbone}
+        value["model"] = {key: value["model"][key] for key in (*backbone, "cross_document_attention")}
     value["recipe"] = RECIPE_VERSION
     value["lineage"] = dict(sorted(lineage.items()))
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

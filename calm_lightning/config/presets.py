@@ -24,7 +24,7 @@ def list_presets() -> list[str]:
     """Return the names of all presets that describe runs, as "group/name", sorted."""
     root = conf_dir()
     names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
-    return sorted(name for name in names if not name.startswith("sweep/"))
+    return sorted(name for name in names if not name.startswith(("sweep/", "cleaning/")))
 
 
 def find_preset(name: str) -> Path:

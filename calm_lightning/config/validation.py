@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from calm_lightning.config.schema import RunConfig
+from calm_lightning.data.config import ERROR, SKIP
 from calm_lightning.errors import ConfigError
 from calm_lightning.language_model.config import INPUTS, NOISES, LanguageModelConfig
 from calm_lightning.language_model.heads.registry import HEADS, MOST_STEPS
@@ -98,7 +99,9 @@ def _training_problems(config: RunConfig) -> list[str]:
     problems = _positive(
         "data.", data, ("block_tokens", "batch_tokens", "eval_batch_tokens", "eval_max_blocks", "shuffle_shards")
     )
-    problems += _positive("data.", data, ("workers",), least=0)
+    problems += _positive("data.", data, ("workers", "retries"), least=0)
+    problems += _positive("data.", data, ("cache_gb", "timeout"), least=0) + _number_problems("data", data)
+    problems += _one_of("data.on_bad_shard", data.on_bad_shard, (ERROR, SKIP))
     K = config.model.K
     if config.stage != "baseline" and K >= 1 and data.block_tokens % K:
         below = max(K, data.block_tokens // K * K)

@@ -1,87 +1,107 @@
 """PileDataModule: the token stream of every stage, as Lightning expects it.
 
-Its whole training state is one integer, `position`: the next global micro-batch. Whoever consumes batches
-sets it (`position = batch.index + 1`), since prefetching workers run ahead of what was trained on.
+Its training state is one integer, `position`: the next global micro-batch (and how many blocks stood in for others, for
+the record). Whoever trains on a batch says so with `consumed`, since prefetching workers run ahead of the training.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import lightning
 
-from calm_lightning.data.config import DataConfig
-from calm_lightning.data.shards import Manifest
-from calm_lightning.data.stream import BlockStream, EvaluationBlocks, ShardReader, TokenLoader
-from calm_lightning.data.tokenizers import Tokenizer, check_fingerprint, load_tokenizer
+from calm_lightning.data.batch import TokenBatch
+from calm_lightning.data.blocks import BlockReader
+from calm_lightning.data.config import SKIP, DataConfig
+from calm_lightning.data.corpus import Corpus
+from calm_lightning.data.mixture import domain_shares
+from calm_lightning.data.shards.manifest import TOKENS, Manifest
+from calm_lightning.data.stream import BlockStream, EvaluationBlocks, TokenLoader
+from calm_lightning.data.tokenizers import Tokenizer
 from calm_lightning.errors import DataError
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 TEST_SPLIT = "test"
 
 
 class PileDataModule(lightning.LightningDataModule):
-    """Token blocks of a prepared corpus.
+    """Token blocks of a corpus, of either kind.
 
     Attributes:
         config: The data configuration.
         seed: Seed of the order of training blocks.
         position: Next global micro-batch that training should consume.
+        replaced: Blocks trained on so far that stood for ones of a skipped shard.
+        corpus: The corpus.
     """
 
-    def __init__(self, config: DataConfig, seed: int) -> None:
+    def __init__(self, config: DataConfig, seed: int, documents: bool = False) -> None:
         """Open a corpus.
 
         Args:
             config: The data configuration; `config.corpus` must be a prepared corpus.
             seed: Seed of the order of training blocks.
+            documents: Whether training batches tell the document of every token, as evaluation batches always do.
 
         Raises:
-            DataError: There is no such corpus, or its tokenizer is not the one its shards were made with.
+            DataError: There is no such corpus, its tokenizer is not the one its shards were made with, or the
+                configured mixture of domains is impossible.
         """
         super().__init__()
-        if not config.corpus:
-            raise DataError(
-                "data.corpus is empty: make a corpus with `calm data prepare sample --out corpora/sample-bytes "
-                "--tokenizer bytes` and set data.corpus=corpora/sample-bytes"
-            )
         self.config = config
         self.seed = seed
         self.position = 0
-        self._corpus = Path(config.corpus)
-        self._manifest = Manifest.load(self._corpus)
-        check_fingerprint(self._corpus, self._manifest.tokenizer)
+        self.replaced = 0
+        self.corpus = Corpus(config)
+        self._training_documents = documents
 
     @property
     def manifest(self) -> Manifest:
         """The corpus' manifest."""
-        return self._manifest
+        return self.corpus.manifest
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
-        """The corpus' tokenizer."""
-        return load_tokenizer(self._corpus, self._manifest.tokenizer)
+        """The corpus' tokenizer, or the configured one of a corpus of text."""
+        return self.corpus.tokenizer
 
     @property
     def vocabulary(self) -> int:
-        """Vocabulary size V of the corpus' tokenizer."""
-        return self._manifest.tokenizer.vocabulary
+        """Vocabulary size V of the tokenizer."""
+        return self.corpus.vocabulary
+
+    def shares(self) -> dict[str, float] | None:
+        """Return the share of training blocks of every domain, or None where the corpus is read as it is.
+
+        Raises:
+            DataError: The configured mixture is impossible.
+        """
+        domains = self.manifest.split(self.config.train_split).domains
+        return domain_shares(
+            self.config, {name: counts.tokens or counts.text_bytes for name, counts in domains.items()}
+        )
 
     def train_dataloader(self) -> TokenLoader:
         """Return the endless stream of training micro-batches from `position` on."""
         rank, world = self._place()
+        reader = self._reader(self.config.train_split, self._training_documents, self.config.on_bad_shard == SKIP)
         stream = BlockStream(
-            self._reader(self.config.train_split, self.config.shuffle_shards),
+            reader,
             seed=self.seed,
             shuffle_shards=self.config.shuffle_shards,
             batch_blocks=self.config.batch_tokens // self.config.block_tokens,
             start=self.position,
             rank=rank,
             world=world,
+            shares=self.shares(),
+            counted=self.manifest.kind == TOKENS,
         )
         return TokenLoader(stream, self.config.workers)
+
+    def consumed(self, batch: TokenBatch) -> None:
+        """Note that a training batch has been trained on: the stream continues behind it."""
+        self.position = batch.index + 1
+        self.replaced += batch.replaced
 
     def val_dataloader(self) -> TokenLoader:
         """Return the evaluation blocks of `config.eval_split`, the same in the same order every time."""
@@ -93,7 +113,8 @@ class PileDataModule(lightning.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the training state: the position, and the corpus it is a position in."""
-        return {"version": STATE_VERSION, "position": self.position, "corpus": self._manifest.corpus_hash}
+        place = {"position": self.position, "replaced": self.replaced}
+        return {"version": STATE_VERSION, "corpus": self.corpus.hash} | place
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go to the position of a saved state.
@@ -106,15 +127,17 @@ class PileDataModule(lightning.LightningDataModule):
                 f"the saved data position has version {state_dict.get('version')}, this program reads {STATE_VERSION}"
             )
         corpus = str(state_dict["corpus"])
-        if corpus != self._manifest.corpus_hash:
+        if corpus != self.corpus.hash:
             raise DataError(
                 f"the checkpoint was trained on corpus {corpus[:12]}, data.corpus={self.config.corpus} is "
-                f"{self._manifest.corpus_hash[:12]}: use the original corpus, or start a new run"
+                f"{self.corpus.hash[:12]}: use the original corpus, or start a new run"
             )
-        self.position = int(state_dict["position"])
+        self.position, self.replaced = int(state_dict["position"]), int(state_dict["replaced"])
 
-    def _reader(self, split: str, keep: int, documents: bool = False) -> ShardReader:
-        return ShardReader(self._corpus, self._manifest, split, self.config.block_tokens, keep, documents)
+    def _reader(self, split: str, documents: bool, skip: bool = False) -> BlockReader:
+        return BlockReader(
+            self.corpus.store, self.manifest, split, self.config.block_tokens, documents=documents, skip=skip
+        )
 
     def _place(self) -> tuple[int, int]:
         """Return this process' rank and the number of processes."""
@@ -122,12 +145,15 @@ class PileDataModule(lightning.LightningDataModule):
 
     def _evaluation_loader(self, split: str) -> TokenLoader:
         rank, world = self._place()
+        reader = self._reader(split, documents=True)
         blocks = EvaluationBlocks(
-            self._reader(split, keep=1, documents=True),
+            reader,
             batch_blocks=self.config.eval_batch_tokens // self.config.block_tokens,
             max_blocks=self.config.eval_max_blocks,
             rank=rank,
             world=world,
         )
+        if not blocks.total:
+            raise DataError(f"no shard of {self.corpus.place} holds {reader.described()}: use shorter blocks")
         # no workers: cutting a slice is cheaper than starting a process for every evaluation
         return TokenLoader(blocks)

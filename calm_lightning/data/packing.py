@@ -1,16 +1,18 @@
-"""From a position in the stream to a block of a shard: pure arithmetic on the manifest's token counts.
+"""From a position in the stream to blocks of shards: pure arithmetic on token counts.
 
 Cutting is per shard: the documents of a shard, each with its separator in front, are laid end to end and cut
 into blocks of T tokens; the remainder (< T tokens per shard) is left out. So blocks may hold several
-documents and a document may span blocks, but none spans shards, and the manifest alone tells where every
-block lies. Shuffling is in two steps, whole shards and then the blocks of `shuffle_shards` neighbours together:
-fewer shards in memory, less mixing.
+documents and a document may span blocks, but none spans shards. Shuffling is in two steps, whole shards and then the
+blocks of `shuffle_shards` neighbours together (a window): fewer shards at once, less mixing.
+
+Counts are asked for window by window. Where they are known, from a manifest, going to any position opens no shard;
+where they have to be found out, only the windows before it are counted, once.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,12 +27,10 @@ class BlockAddress(NamedTuple):
     Attributes:
         shard: Index of the shard in its split.
         block: Index of the block in the shard: its tokens start at `block * T`.
-        number: Index of the block in the split, in shard order.
     """
 
     shard: int
     block: int
-    number: int
 
 
 def seeded_permutation(length: int, *key: int) -> NDArray[np.int64]:
@@ -44,8 +44,131 @@ def seeded_permutation(length: int, *key: int) -> NDArray[np.int64]:
     return np.argsort(np.random.PCG64(int.from_bytes(digest, "big")).random_raw(length), kind="stable")
 
 
+class _Window(NamedTuple):
+    """Some shards of an epoch whose blocks are shuffled together.
+
+    Attributes:
+        epoch: The epoch.
+        number: Number of the window in the epoch.
+        begin: Position of its first block.
+        shards: Its shards, in the epoch's order.
+        counts: Blocks of each.
+    """
+
+    epoch: int
+    number: int
+    begin: int
+    shards: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    @property
+    def end(self) -> int:
+        """Position behind its last block."""
+        return self.begin + int(self.counts.sum())
+
+
+class BlockPlan:
+    """The order in which training visits the blocks of a split, for ever: epoch after epoch, each block once.
+
+    A function of (blocks per shard, key, shuffle_shards) and the position; what it holds is a cache.
+    """
+
+    def __init__(
+        self,
+        shards: int,
+        blocks_of: Callable[[int], int],
+        key: tuple[int, ...],
+        shuffle_shards: int,
+        *,
+        counted: bool,
+        what: str = "a whole block",
+    ) -> None:
+        """Lay out the plan.
+
+        Args:
+            shards: Number of shards.
+            blocks_of: Gives the number of whole blocks of a shard.
+            key: What the order depends on: the seed, and what else tells plans apart.
+            shuffle_shards: Shards whose blocks are shuffled together, at least 1.
+            counted: Whether `blocks_of` costs nothing, so that later epochs can be entered without counting windows.
+            what: What no shard holds where there is no block at all, for the message.
+
+        Raises:
+            DataError: There is no block at all (told where `counted`, else when an epoch has passed without one).
+        """
+        self._shards, self._blocks_of, self._key, self._shuffle_shards = shards, blocks_of, key, shuffle_shards
+        self._total = sum(blocks_of(shard) for shard in range(shards)) if counted else None
+        self._what = what
+        self._check()
+        self._permutation = (-1, np.empty(0, dtype=np.int64))
+        self._window: _Window | None = None
+        self._order: tuple[tuple[int, int], NDArray[np.int64]] = ((-1, -1), np.empty(0, dtype=np.int64))
+
+    def batch(self, position: int, count: int) -> list[BlockAddress]:
+        """Return the blocks at positions `position` .. `position + count - 1` of the stream."""
+        addresses: list[BlockAddress] = []
+        while len(addresses) < count:
+            window = self._window = self._window_of(position + len(addresses))
+            first = position + len(addresses) - window.begin
+            order = self._shuffled(window)[first : first + count - len(addresses)]
+            ends = np.cumsum(window.counts)
+            places = np.searchsorted(ends, order, side="right")  # steps over shards that hold no block
+            blocks = order - (ends - window.counts)[places]
+            rows = zip(window.shards[places].tolist(), blocks.tolist(), strict=True)
+            addresses += [BlockAddress(shard, block) for shard, block in rows]
+        return addresses
+
+    def shards_ahead(self) -> list[int]:
+        """Return the shards of the window behind the one that was read last."""
+        epoch, number = self._behind(self._window) if self._window else (0, 0)
+        return [int(shard) for shard in self._shards_of(epoch, number)]
+
+    def _check(self) -> None:
+        if self._total == 0:
+            raise DataError(f"no shard holds {self._what}: use shorter blocks, or prepare larger shards")
+
+    def _window_of(self, position: int) -> _Window:
+        """Return the window that holds a position."""
+        window = self._window
+        if window is None or position < window.begin:
+            window = self._at_window(0, 0, 0) if self._total is None else None
+        if self._total is not None and (window is None or position >= window.begin + self._total):
+            epoch = position // self._total
+            window = self._at_window(epoch, 0, epoch * self._total)
+        assert window is not None
+        while position >= window.end:
+            epoch, number = self._behind(window)
+            if epoch == 1 and self._total is None:
+                self._total = window.end
+                self._check()
+            window = self._at_window(epoch, number, window.end)
+        return window
+
+    def _behind(self, window: _Window) -> tuple[int, int]:
+        last = (window.number + 1) * self._shuffle_shards >= self._shards
+        return (window.epoch + 1, 0) if last else (window.epoch, window.number + 1)
+
+    def _shards_of(self, epoch: int, number: int) -> NDArray[np.int64]:
+        if self._permutation[0] != epoch:
+            self._permutation = (epoch, seeded_permutation(self._shards, *self._key, epoch))
+        first = number * self._shuffle_shards
+        return self._permutation[1][first : first + self._shuffle_shards]
+
+    def _at_window(self, epoch: int, number: int, begin: int) -> _Window:
+        shards = self._shards_of(epoch, number)
+        counts = np.array([self._blocks_of(int(shard)) for shard in shards], dtype=np.int64)
+        return _Window(epoch, number, begin, shards, counts)
+
+    def _shuffled(self, window: _Window) -> NDArray[np.int64]:
+        """Return the order of a window's blocks, numbered in the order of its shards."""
+        place = (window.epoch, window.number)
+        if self._order[0] != place:
+            self._order = (place, seeded_permutation(window.end - window.begin, *self._key, *place))
+        return self._order[1]
+
+
 class BlockIndex:
-    """Blocks of a split numbered 0.. in shard order.
+    """Blocks of a split numbered 0.. in the order of its shards: what evaluation reads.
 
     Attributes:
         total: Number of blocks in the split.
@@ -53,75 +176,18 @@ class BlockIndex:
 
     def __init__(self, blocks_per_shard: Sequence[int]) -> None:
         """Take the number of blocks of every shard, in order."""
-        self.first = np.concatenate(([0], np.cumsum(np.asarray(blocks_per_shard, dtype=np.int64))))
-        self.total = int(self.first[-1])
+        self._first = np.concatenate(([0], np.cumsum(np.asarray(blocks_per_shard, dtype=np.int64))))
+        self.total = int(self._first[-1])
 
     def address(self, number: int) -> BlockAddress:
         """Return where block `number` lies."""
         # side="right" steps over shards that hold no block
-        shard = int(np.searchsorted(self.first, number, side="right")) - 1
-        return BlockAddress(shard, number - int(self.first[shard]), number)
+        shard = int(np.searchsorted(self._first, number, side="right")) - 1
+        return BlockAddress(shard, number - int(self._first[shard]))
 
 
-class BlockPlan:
-    """The order in which training visits the blocks of a split, for ever: epoch after epoch, each block once.
-
-    A function of (blocks per shard, seed, shuffle_shards) and the position; it holds no state but a cache.
-
-    Attributes:
-        index: The split's blocks.
-    """
-
-    def __init__(self, blocks_per_shard: Sequence[int], seed: int, shuffle_shards: int) -> None:
-        """Lay out the plan.
-
-        Args:
-            blocks_per_shard: Whole blocks in every shard.
-            seed: Seed of the order.
-            shuffle_shards: Shards whose blocks are shuffled together, at least 1.
-
-        Raises:
-            DataError: There is no block at all.
-        """
-        self.index = BlockIndex(blocks_per_shard)
-        if self.index.total == 0:
-            raise DataError("no shard holds a whole block")
-        self._seed = seed
-        self._shuffle_shards = shuffle_shards
-        self._epoch = -1
-        self._shards: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._group_first: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._group = -1
-        self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-
-    def at(self, position: int) -> BlockAddress:
-        """Return the block at a position of the stream, 0, 1, 2, ... without end."""
-        epoch, offset = divmod(position, self.index.total)
-        if epoch != self._epoch:
-            self._enter_epoch(epoch)
-        group = int(np.searchsorted(self._group_first, offset, side="right")) - 1
-        if group != self._group:
-            self._enter_group(group)
-        return self.index.address(int(self._order[offset - int(self._group_first[group])]))
-
-    def _enter_epoch(self, epoch: int) -> None:
-        counts = np.diff(self.index.first)
-        self._shards = seeded_permutation(len(counts), self._seed, epoch)
-        starts = np.arange(0, len(counts), self._shuffle_shards)
-        sizes = np.add.reduceat(counts[self._shards], starts)
-        self._group_first = np.concatenate(([0], np.cumsum(sizes)))
-        self._epoch, self._group = epoch, -1
-
-    def _enter_group(self, group: int) -> None:
-        first = group * self._shuffle_shards
-        shards = self._shards[first : first + self._shuffle_shards]
-        numbers = np.concatenate([np.arange(self.index.first[s], self.index.first[s + 1]) for s in shards])
-        self._order = numbers[seeded_permutation(len(numbers), self._seed, self._epoch, group)]
-        self._group = group
-
-
-def evenly_spaced(total: int, limit: int | None) -> list[int]:
+def evenly_spaced(total: int, limit: int | None) -> range | list[int]:
     """Return `limit` block numbers spread evenly over range(total), or all of them where limit is None or larger."""
     if limit is None or limit >= total:
-        return list(range(total))
+        return range(total)
     return [i * total // limit for i in range(limit)]

@@ -1,162 +1,25 @@
 """The stream is a function: (manifest, split, seed, position) -> blocks of tokens.
 
 `BlockStream` yields global micro-batches of training from any position on; `EvaluationBlocks` yields the same
-blocks in the same order every time. Whole shards are decoded into memory (a few, least recently used go
-first), so a block is a slice; the price is a pause where a new shard is opened.
+blocks in the same order every time; `TokenLoader` hands either to Lightning.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import tarfile
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from multiprocessing import parent_process
+from multiprocessing.connection import wait
+from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from calm_lightning.data.batch import TokenBatch
-from calm_lightning.data.packing import BlockAddress, BlockIndex, BlockPlan, evenly_spaced
-from calm_lightning.data.shards import DOCUMENT_FIELD, TOKENS_FIELD, Manifest, ShardRecord, TokenArray, decode_tokens
+from calm_lightning.data.blocks import Block, BlockReader
+from calm_lightning.data.mixture import Schedule, stream_key
+from calm_lightning.data.packing import BlockIndex, BlockPlan, evenly_spaced
 from calm_lightning.errors import DataError
-
-
-class DecodedShard(NamedTuple):
-    """A shard in memory.
-
-    Attributes:
-        tokens: All its tokens, document after document.
-        begins: Index of the first token of every document, (documents,).
-        domains: Number of every document's domain, (documents,); empty where documents are not asked for.
-    """
-
-    tokens: TokenArray
-    begins: NDArray[np.int64]
-    domains: NDArray[np.int64]
-
-
-class ShardReader:
-    """Blocks of one split, read from its shards.
-
-    A shard's checksum is compared at its first opening, its token count and ids at every one.
-
-    Attributes:
-        domains: Names of the split's domains; a domain's number is its place here.
-    """
-
-    def __init__(
-        self, corpus: Path, manifest: Manifest, split: str, block_tokens: int, keep: int, documents: bool = False
-    ) -> None:
-        """Prepare to read; nothing is opened yet.
-
-        Args:
-            corpus: The corpus directory.
-            manifest: Its manifest.
-            split: Name of the split.
-            block_tokens: Tokens per block, T.
-            keep: Shards kept decoded in memory.
-            documents: Whether batches are to tell the document and domain of every token.
-
-        Raises:
-            DataError: The split does not exist or no shard of it holds a whole block.
-        """
-        self._corpus, self._manifest, self._keep, self._documents = corpus, manifest, keep, documents
-        self.domains = tuple(sorted(manifest.split(split).domains))
-        self._shards = manifest.split(split).shards
-        self.block_tokens = block_tokens
-        self.blocks_per_shard = manifest.split(split).blocks(block_tokens)
-        if not any(self.blocks_per_shard):
-            longest = max((shard.tokens for shard in self._shards), default=0)
-            raise DataError(
-                f"data.block_tokens={block_tokens} is longer than any shard of split {split!r} of {corpus} "
-                f"(the largest has {longest} tokens): use shorter blocks, or prepare with a larger --shard-tokens"
-            )
-        self._checked: set[int] = set()
-        self._decoded: OrderedDict[int, DecodedShard] = OrderedDict()
-        self._first_document = np.cumsum([0, *(shard.documents for shard in self._shards)])
-
-    def batch(self, addresses: Sequence[BlockAddress], index: int) -> TokenBatch:
-        """Return the blocks at `addresses` as one micro-batch numbered `index`."""
-        blocks = torch.tensor([address.number for address in addresses])
-        # one pass: neighbouring blocks share a shard, and few shards stay decoded
-        rows = zip(*(self._block(address) for address in addresses), strict=True)
-        tokens, *labels = (torch.from_numpy(np.stack(row)) for row in rows)
-        return TokenBatch(tokens, index, blocks, *labels)
-
-    def _block(self, address: BlockAddress) -> tuple[NDArray[np.int64], ...]:
-        """Return a block's tokens and, where asked for, the document and domain of each, (T,) all."""
-        shard, T = self._shard(address.shard), self.block_tokens
-        begin, end = address.block * T, (address.block + 1) * T
-        tokens = shard.tokens[begin:end].astype(np.int64)
-        if not self._documents:
-            return (tokens,)
-        document = np.searchsorted(shard.begins, np.arange(begin, end), side="right") - 1
-        return tokens, document + self._first_document[address.shard], shard.domains[document]
-
-    def _shard(self, shard: int) -> DecodedShard:
-        if shard in self._decoded:
-            self._decoded.move_to_end(shard)
-            return self._decoded[shard]
-        while len(self._decoded) >= self._keep:
-            self._decoded.popitem(last=False)
-        self._decoded[shard] = self._load(shard)
-        return self._decoded[shard]
-
-    def _load(self, shard: int) -> DecodedShard:
-        record = self._shards[shard]
-        path = self._corpus / record.file
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"shard {path} cannot be read ({error.strerror}): put it back or prepare the corpus again"
-            ) from None
-        if shard not in self._checked:
-            if hashlib.sha256(data).hexdigest() != record.sha256:
-                size = "" if len(data) == record.bytes else f", it has {len(data)} bytes of {record.bytes}"
-                raise DataError(
-                    f"shard {path} is damaged (its SHA-256 is not the manifest's{size}): prepare the corpus again"
-                )
-            self._checked.add(shard)
-        decoded = self._decode(data, path, record)
-        tokens = decoded.tokens
-        for what, count, expected in (
-            ("tokens", len(tokens), record.tokens),
-            ("documents", len(decoded.begins), record.documents),
-        ):
-            if count != expected:
-                raise DataError(
-                    f"shard {path} holds {count} {what}, its manifest says {expected}: prepare the corpus again"
-                )
-        vocabulary = self._manifest.tokenizer.vocabulary
-        if len(tokens) and int(tokens.max()) >= vocabulary:
-            raise DataError(
-                f"shard {path} holds token id {int(tokens.max())}, the tokenizer has {vocabulary}: "
-                f"prepare the corpus again"
-            )
-        return decoded
-
-    def _decode(self, data: bytes, path: Path, record: ShardRecord) -> DecodedShard:
-        source = [{"url": record.file, "stream": io.BytesIO(data)}]
-        documents, domains = [np.empty(0, dtype=self._manifest.dtype)], []
-        try:
-            for sample in group_by_keys(tar_file_expander(source)):
-                documents.append(decode_tokens(sample[TOKENS_FIELD], self._manifest.dtype))
-                if self._documents:
-                    domains.append(self.domains.index(json.loads(sample[DOCUMENT_FIELD])["domain"]))
-        except (ValueError, KeyError, TypeError, EOFError, OSError, tarfile.TarError) as error:
-            reason = error.args[0] if error.args else type(error).__name__  # webdataset appends streams to args
-            raise DataError(f"shard {path} is not a readable token shard ({reason})") from None
-        tokens: TokenArray = np.concatenate(documents)
-        ends = np.cumsum([len(document) for document in documents], dtype=np.int64)
-        return DecodedShard(tokens, ends[:-1], np.array(domains, dtype=np.int64))
 
 
 class BlockStream(IterableDataset[TokenBatch]):
@@ -169,7 +32,7 @@ class BlockStream(IterableDataset[TokenBatch]):
 
     def __init__(
         self,
-        reader: ShardReader,
+        reader: BlockReader,
         *,
         seed: int,
         shuffle_shards: int,
@@ -177,6 +40,8 @@ class BlockStream(IterableDataset[TokenBatch]):
         start: int = 0,
         rank: int = 0,
         world: int = 1,
+        shares: Mapping[str, float] | None = None,
+        counted: bool = True,
     ) -> None:
         """Describe the stream.
 
@@ -188,9 +53,11 @@ class BlockStream(IterableDataset[TokenBatch]):
             start: First global micro-batch.
             rank: This process among `world`.
             world: Number of processes; must divide `batch_blocks`.
+            shares: Share of blocks by domain; None reads all domains together, as the shards hold them.
+            counted: Whether the tokens of every shard are known without reading it.
 
         Raises:
-            DataError: `world` does not divide `batch_blocks`.
+            DataError: `world` does not divide `batch_blocks`, or a domain has no whole block in any shard.
         """
         if batch_blocks % world:
             raise DataError(
@@ -199,7 +66,19 @@ class BlockStream(IterableDataset[TokenBatch]):
             )
         self._reader, self._batch_blocks, self._start = reader, batch_blocks, start
         self._rank, self._world = rank, world
-        self._plan = BlockPlan(reader.blocks_per_shard, seed, shuffle_shards)
+        self._domains: tuple[str | None, ...] = (None,) if shares is None else tuple(shares)
+        self._schedule = None if shares is None else Schedule(list(shares.values()), seed)
+        self._plans = [
+            BlockPlan(
+                reader.shards,
+                _Blocks(reader, domain),
+                stream_key(seed, domain),
+                shuffle_shards,
+                counted=counted,
+                what=reader.described(domain),
+            )
+            for domain in self._domains
+        ]
 
     def __iter__(self) -> Iterator[TokenBatch]:
         worker = get_worker_info()
@@ -213,11 +92,43 @@ class BlockStream(IterableDataset[TokenBatch]):
             yield error  # type: ignore[misc]
 
     def _batches(self, index: int, step: int) -> Iterator[TokenBatch]:
+        ahead: list[list[int]] = [[] for _ in self._plans]
         while True:
             begin = index * self._batch_blocks
-            positions = range(begin + self._rank, begin + self._batch_blocks, self._world)
-            yield self._reader.batch([self._plan.at(position) for position in positions], index)
+            yield self._reader.batch(self._mixed(begin) if self._schedule else self._joined(begin), index)
+            for stream, plan in enumerate(self._plans):
+                if (coming := plan.shards_ahead()) != ahead[stream]:
+                    ahead[stream] = coming
+                    self._reader.prefetch(coming)
             index += step
+
+    def _joined(self, begin: int) -> list[Block]:
+        """Return the rank's part of the micro-batch whose first position is `begin`, all domains together."""
+        addresses = self._plans[0].batch(begin, self._batch_blocks)[self._rank :: self._world]
+        return [Block(shard, place, None, shard << 32 | place) for shard, place in addresses]
+
+    def _mixed(self, begin: int) -> list[Block]:
+        """Return the rank's part of the micro-batch whose first position is `begin`, drawn by domain."""
+        assert self._schedule is not None
+        blocks = []
+        for position in range(begin + self._rank, begin + self._batch_blocks, self._world):
+            stream, ordinal = self._schedule.at(position)
+            ((shard, place),) = self._plans[stream].batch(ordinal, 1)
+            domain = self._domains[stream]
+            earlier = self._reader.domains[: self._reader.domains.index(domain or "")]
+            first = sum(self._reader.blocks_of(shard, name) for name in earlier)
+            blocks.append(Block(shard, place, domain, shard << 32 | (first + place)))
+        return blocks
+
+
+class _Blocks:
+    """Blocks of a shard's documents of one domain, as a plan asks for them (a class, since workers may be spawned)."""
+
+    def __init__(self, reader: BlockReader, domain: str | None) -> None:
+        self._reader, self._domain = reader, domain
+
+    def __call__(self, shard: int) -> int:
+        return self._reader.blocks_of(shard, self._domain)
 
 
 class TokenLoader(DataLoader[TokenBatch]):
@@ -225,7 +136,8 @@ class TokenLoader(DataLoader[TokenBatch]):
 
     def __init__(self, stream: IterableDataset[TokenBatch], workers: int = 0) -> None:
         """Load `stream` with `workers` processes, 0 meaning this one."""
-        super().__init__(stream, batch_size=None, num_workers=workers, collate_fn=_as_is)
+        init = _end_with_parent if workers else None
+        super().__init__(stream, batch_size=None, num_workers=workers, collate_fn=_as_is, worker_init_fn=init)
 
     def __iter__(self) -> Iterator[TokenBatch]:  # type: ignore[override]  # typed as one concrete iterator class
         for item in super().__iter__():
@@ -239,16 +151,32 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
+def _end_with_parent(_: int) -> None:
+    """See to it that a worker ends when its trainer is killed.
+
+    torch's own watch looks at the parent in the process table, which need not be the trainer but a fork server.
+    """
+    trainer = parent_process()
+    assert trainer is not None
+
+    def watch() -> None:
+        wait([trainer.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 class EvaluationBlocks(IterableDataset[TokenBatch]):
     """The blocks of a split in order, all of them or evenly spaced ones; the last batch may be short.
 
     Attributes:
+        total: Blocks of the split.
         block_numbers: Blocks of this process' share.
         domains: Names of the domains that batches number.
     """
 
     def __init__(
-        self, reader: ShardReader, *, batch_blocks: int, max_blocks: int | None, rank: int = 0, world: int = 1
+        self, reader: BlockReader, *, batch_blocks: int, max_blocks: int | None, rank: int = 0, world: int = 1
     ) -> None:
         """Describe the pass.
 
@@ -258,11 +186,15 @@ class EvaluationBlocks(IterableDataset[TokenBatch]):
             max_blocks: Evaluate on this many evenly spaced blocks; None means all.
             rank: This process among `world`; it takes every `world`-th block.
             world: Number of processes.
+
+        Raises:
+            ShardError: The tokens of a shard had to be counted, and it cannot be had.
         """
         self._reader, self._batch_blocks = reader, batch_blocks
         self.domains = reader.domains
-        self._index = BlockIndex(reader.blocks_per_shard)
-        self.block_numbers = evenly_spaced(self._index.total, max_blocks)[rank::world]
+        self._index = BlockIndex([reader.blocks_of(shard) for shard in range(reader.shards)])
+        self.total = self._index.total
+        self.block_numbers = evenly_spaced(self.total, max_blocks)[rank::world]
 
     def __len__(self) -> int:
         return -(-len(self.block_numbers) // self._batch_blocks)
@@ -270,4 +202,6 @@ class EvaluationBlocks(IterableDataset[TokenBatch]):
     def __iter__(self) -> Iterator[TokenBatch]:
         for index in range(len(self)):
             numbers = self.block_numbers[index * self._batch_blocks : (index + 1) * self._batch_blocks]
-            yield self._reader.batch([self._index.address(number) for number in numbers], index)
+            addresses = [self._index.address(number) for number in numbers]
+            blocks = [Block(*address, None, number) for address, number in zip(addresses, numbers, strict=True)]
+            yield self._reader.batch(blocks, index)

@@ -8,10 +8,8 @@ evaluation texts, not for training corpora.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -19,10 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from calm_lightning.data.batch import TokenBatch
+from calm_lightning.data.blocks import BlockReader
+from calm_lightning.data.config import DataConfig
+from calm_lightning.data.corpus import Corpus
 from calm_lightning.data.packing import evenly_spaced
-from calm_lightning.data.shards import Manifest
-from calm_lightning.data.stream import EvaluationBlocks, ShardReader
-from calm_lightning.data.tokenizers import Tokenizer, check_fingerprint
+from calm_lightning.data.stream import EvaluationBlocks
+from calm_lightning.data.tokenizers import Tokenizer
 from calm_lightning.errors import DataError
 
 _TOGETHER = 64
@@ -48,7 +48,7 @@ class EvaluationText(Protocol):
     tokens: int
     domains: tuple[str, ...]
 
-    def block_numbers(self, block_tokens: int, max_blocks: int | None) -> list[int]:
+    def block_numbers(self, block_tokens: int, max_blocks: int | None) -> Sequence[int]:
         """Return the blocks to read: all, or `max_blocks` evenly spaced ones; none where the text is too short."""
 
     def batches(self, block_tokens: int, batch_blocks: int, max_blocks: int | None) -> Iterator[TokenBatch]:
@@ -91,7 +91,7 @@ class PackedText:
         self._document_domains = np.array(domains, dtype=np.int64)
         self.tokens = len(self._ids)
 
-    def block_numbers(self, block_tokens: int, max_blocks: int | None) -> list[int]:
+    def block_numbers(self, block_tokens: int, max_blocks: int | None) -> Sequence[int]:
         """See `EvaluationText.block_numbers`."""
         return evenly_spaced(self.tokens // block_tokens, max_blocks)
 
@@ -108,35 +108,32 @@ class PackedText:
 
 
 class CorpusSplit:
-    """A split of a prepared corpus. `sha256` is that of the corpus' manifest."""
+    """A split of a corpus. `sha256` is the hash that names the corpus."""
 
-    def __init__(self, corpus: Path, split: str) -> None:
+    def __init__(self, config: DataConfig, split: str) -> None:
         """Open the corpus' manifest.
 
         Args:
-            corpus: The corpus directory.
+            config: The data configuration that names the corpus.
             split: Name of the split.
 
         Raises:
             DataError: There is no such corpus or split.
         """
-        self._corpus = corpus
-        manifest = self._manifest
-        check_fingerprint(corpus, manifest.tokenizer)
-        self.sha256, self.split = manifest.corpus_hash, split
-        self.tokenizer, self.vocabulary = manifest.tokenizer.fingerprint, manifest.tokenizer.vocabulary
-        self.tokens = manifest.split(split).totals.tokens
-        self.domains = tuple(sorted(manifest.split(split).domains))
+        self._corpus = Corpus(config)
+        record = self._corpus.manifest.split(split)
+        self.sha256, self.split = self._corpus.hash, split
+        self.tokenizer, self.vocabulary = self._corpus.fingerprint, self._corpus.vocabulary
+        shards, store = range(len(record.shards)), self._corpus.store
+        self._tokens_per_shard = [sum(store.tokens(split, shard).values()) for shard in shards]
+        self.tokens = sum(self._tokens_per_shard)
+        self.domains = tuple(record.domains)
 
-    @cached_property
-    def _manifest(self) -> Manifest:
-        return Manifest.load(self._corpus)
-
-    def block_numbers(self, block_tokens: int, max_blocks: int | None) -> list[int]:
+    def block_numbers(self, block_tokens: int, max_blocks: int | None) -> Sequence[int]:
         """See `EvaluationText.block_numbers`."""
-        return evenly_spaced(sum(self._manifest.split(self.split).blocks(block_tokens)), max_blocks)
+        return evenly_spaced(sum(tokens // block_tokens for tokens in self._tokens_per_shard), max_blocks)
 
     def batches(self, block_tokens: int, batch_blocks: int, max_blocks: int | None) -> Iterator[TokenBatch]:
         """See `EvaluationText.batches`."""
-        reader = ShardReader(self._corpus, self._manifest, self.split, block_tokens, keep=1, documents=True)
+        reader = BlockReader(self._corpus.store, self._corpus.manifest, self.split, block_tokens, documents=True)
         yield from EvaluationBlocks(reader, batch_blocks=batch_blocks, max_blocks=max_blocks)

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from calm_lightning.data.shards import TokenizerRecord
+from calm_lightning.data.shards.manifest import TokenizerRecord
 from calm_lightning.errors import DataError
 
 SEPARATOR = "<|endoftext|>"
@@ -127,6 +127,10 @@ class BPETokenizer:
             raise DataError(f"{origin}: its token {name} must be marked special, or text could forge a document border")
         self.vocabulary: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1  # ids may have gaps
         self.fingerprint = hashlib.sha256(data).hexdigest()
+
+    def __reduce__(self) -> tuple[type[BPETokenizer], tuple[bytes, str]]:
+        # the library's own pickling forgets that text must not forge special tokens
+        return BPETokenizer, (self._data, "the tokenizer")
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`."""
@@ -292,25 +296,36 @@ def make_tokenizer(spec: str, train_texts: Iterable[str]) -> Tokenizer:
 
 
 def load_tokenizer(directory: Path, record: TokenizerRecord) -> Tokenizer:
-    """Return the tokenizer of a corpus, checked against its manifest.
+    """Return the tokenizer that lies in a directory, checked against its record.
 
     Args:
-        directory: The corpus directory.
-        record: The manifest's record of it.
+        directory: The directory, of a corpus for example.
+        record: What a manifest says of it.
 
     Raises:
         DataError: Its file is missing or is not the one the shards were made with.
     """
-    check_fingerprint(directory, record)
+    return tokenizer_from(record, _file_of(directory, record), str(directory))
+
+
+def tokenizer_from(record: TokenizerRecord, data: bytes | None, place: str) -> Tokenizer:
+    """Return the tokenizer that a record describes.
+
+    Args:
+        record: What a manifest says of it.
+        data: Content of its file, None where it has none.
+        place: The corpus or directory it belongs to, for messages.
+
+    Raises:
+        DataError: The file is not the recorded one, or of a kind this program does not know.
+    """
+    check_content(record, data, place)
     kinds: dict[str, type[BPETokenizer] | type[Llama3Tokenizer]] = {"bpe": BPETokenizer, "llama3": Llama3Tokenizer}
-    if record.file is None:
+    if data is None:
         return BytesTokenizer()
-    path = directory / record.file
     if record.kind not in kinds:
-        raise DataError(
-            f"{directory} was made with an unknown tokenizer kind {record.kind!r}; prepare the corpus again"
-        )
-    return kinds[record.kind](_read(path), str(path))
+        raise DataError(f"{place} was made with an unknown tokenizer kind {record.kind!r}; prepare the corpus again")
+    return kinds[record.kind](data, f"the tokenizer of {place}")
 
 
 def check_fingerprint(directory: Path, record: TokenizerRecord) -> None:
@@ -319,15 +334,25 @@ def check_fingerprint(directory: Path, record: TokenizerRecord) -> None:
     Raises:
         DataError: Its file is missing or another one.
     """
-    if record.file is None:
-        found = BytesTokenizer.fingerprint
-    else:
-        found = hashlib.sha256(_read(directory / record.file)).hexdigest()
+    check_content(record, _file_of(directory, record), str(directory))
+
+
+def check_content(record: TokenizerRecord, data: bytes | None, place: str) -> None:
+    """Check that the content of a tokenizer's file is the recorded one; arguments as `tokenizer_from`.
+
+    Raises:
+        DataError: It is another one.
+    """
+    found = BytesTokenizer.fingerprint if data is None else hashlib.sha256(data).hexdigest()
     if found != record.fingerprint:
         raise DataError(
-            f"the tokenizer in {directory} does not match its shards (fingerprint {found[:12]}, manifest "
+            f"the tokenizer in {place} does not match its shards (fingerprint {found[:12]}, manifest "
             f"{record.fingerprint[:12]}): put the original file back or prepare the corpus again"
         )
+
+
+def _file_of(directory: Path, record: TokenizerRecord) -> bytes | None:
+    return _read(directory / record.file) if record.file else None
 
 
 def _read(path: Path) -> bytes:

@@ -98,6 +98,7 @@ def chunk_calibration(
     starts_G: Tensor,
     inverse_temperatures: Sequence[int],
     pools: Sequence[int],
+    documents_BT: Tensor | None = None,
 ) -> list[Row]:
     """Return accuracy and collision rate of a continuous model over temperatures and pool sizes.
 
@@ -108,6 +109,7 @@ def chunk_calibration(
         starts_G: Start positions, (G,), multiples of K.
         inverse_temperatures: n of every T = 1/n.
         pools: Pool sizes S; smaller pools are part of the largest.
+        documents_BT: Document of every token, (B, T); needed where the model keeps to documents.
 
     Returns:
         The rows. Cost: one forward pass, and 2 * max(S) draws and decoder passes per position.
@@ -115,7 +117,9 @@ def chunk_calibration(
     K, largest = model.K, max(pools)
     target_PK = targets_at(tokens_BT, starts_G, K).flatten(0, 1)
     chunks_BLK = tokens_BT[:, : int(starts_G.max())].unflatten(1, (-1, K))
-    hidden_BLD = model(chunks_BLK, true_latents(model, codec, chunks_BLK))
+    first_BL = model.first_seen(documents_BT)
+    read_BL = None if first_BL is None else first_BL[:, : chunks_BLK.shape[1]]
+    hidden_BLD = model(chunks_BLK, true_latents(model, codec, chunks_BLK), read_BL)
     hidden_PD = hidden_BLD[:, (starts_G // K - 1).to(hidden_BLD.device)].flatten(0, 1)
     settings = [(n, S) for n in inverse_temperatures for S in (pools if n > 1 else [largest])]
     lengths = compared_lengths(K)
@@ -147,6 +151,7 @@ def token_calibration(
     temperatures: Sequence[float],
     lengths: Sequence[int],
     samples: int,
+    documents_BT: Tensor | None = None,
 ) -> list[Row]:
     """Return accuracy and collision rate of a softmax model: exact for one token, and for more but for the prefix.
 
@@ -157,6 +162,7 @@ def token_calibration(
         temperatures: Softmax temperatures, above 0; for several tokens the product of the tempered factors.
         lengths: Numbers of tokens compared, 1 to 4.
         samples: Sampled prefixes per position.
+        documents_BT: Document of every token, (B, T); needed where the model keeps to documents.
     """
     group_P = torch.arange(len(tokens_BT)).repeat_interleave(len(starts_G))
     place = torch.tensor(lengths) - 1
@@ -164,7 +170,7 @@ def token_calibration(
     for temperature in temperatures:
         sharp = copy.deepcopy(model)  # logits are linear in the last matrix: dividing it is dividing them
         sharp.lm_head.weight.div_(temperature)
-        scores = baseline_probabilities(sharp, tokens_BT, starts_G, samples)
+        scores = baseline_probabilities(sharp, tokens_BT, starts_G, samples, documents_BT=documents_BT)
         right_Pn, agree_Pn = scores.gold.flatten(0, 1)[:, place], scores.collision.flatten(0, 1)[:, place]
         rows += _rows(BASELINE, temperature, lengths, right_Pn, agree_Pn, group_P)
     return rows

@@ -18,6 +18,7 @@ from calm_lightning.diagnostics.ngrams import distinct_share, repeated, unigram_
 from calm_lightning.diagnostics.report import TRUE_TEXT, Finding, Row, cell
 from calm_lightning.language_model.baseline import TokenLM
 from calm_lightning.language_model.calm import ContinuousLM
+from calm_lightning.language_model.documents import last_document
 from calm_lightning.sampling.chunks import ChunkSampling, next_chunks
 from calm_lightning.sampling.codec import Codec, true_latents
 from calm_lightning.sampling.generate import stream_tokens
@@ -45,17 +46,24 @@ class DriftText:
         continuation: What truly follows, (B, T).
         reference: Other tokens of the same source, (N,).
         windows: Number W of windows that T is cut into; it divides T.
+        documents: Document of every prompt token, (B, T'); needed where a model keeps to documents.
     """
 
     prompts: Tensor
     continuation: Tensor
     reference: Tensor
     windows: int
+    documents: Tensor | None = None
 
 
 @torch.no_grad()
 def long_continuations(
-    model: ContinuousLM, codec: Codec, prompts_BLK: Tensor, chunks: int, sampling: ChunkSampling
+    model: ContinuousLM,
+    codec: Codec,
+    prompts_BLK: Tensor,
+    chunks: int,
+    sampling: ChunkSampling,
+    documents_BT: Tensor | None = None,
 ) -> Draws:
     """Continue prompts, and keep the latents that the tokens were decoded from.
 
@@ -65,18 +73,23 @@ def long_continuations(
         prompts_BLK: Prompts, (B, L', K).
         chunks: Chunks L to generate, document borders ignored.
         sampling: Temperature and method.
+        documents_BT: Document of every prompt token, (B, L' K); needed where the model keeps to documents, of which it
+            then continues the last one.
 
     Returns:
         Tokens (B, L, K) and latents (B, L, Z). Cost: one position of the backbone with its cache per chunk.
     """
-    hidden_BLD, prefix = model.backbone.prefill(model.input(prompts_BLK, true_latents(model, codec, prompts_BLK)))
+    first_BL = model.first_seen(documents_BT)
+    input_BLD = model.input(prompts_BLK, true_latents(model, codec, prompts_BLK))
+    hidden_BLD, prefix = model.backbone.prefill(input_BLD, first_BL)
+    first_B1 = None if first_BL is None else first_BL[:, -1:]
     hidden_BD, own = hidden_BLD[:, -1], BranchCache()
     lengths_B1 = torch.full((len(prompts_BLK), 1), prompts_BLK.shape[1], device=prompts_BLK.device)
     drawn = [next_chunks(model, codec, hidden_BD, sampling)]
     while len(drawn) < chunks:
         read_B1Z = drawn[-1].latents.unsqueeze(1) if model.reads_latents else None
         input_B1D = model.input(drawn[-1].tokens.unsqueeze(1), read_B1Z)
-        hidden_BD = model.backbone.branch_step(input_B1D, prefix, own, lengths_B1)[:, 0]
+        hidden_BD = model.backbone.branch_step(input_B1D, prefix, own, lengths_B1, first_B1)[:, 0]
         drawn.append(next_chunks(model, codec, hidden_BD, sampling))
     return Draws(*(torch.stack(parts, dim=1) for parts in zip(*drawn, strict=True)))
 
@@ -157,7 +170,8 @@ def chunk_drift(
     rows += token_rows(TRUE_TEXT, text, text.continuation, model.vocabulary)
     for temperature in temperatures:
         prompts_BLK = text.prompts.unflatten(1, (-1, K))
-        draws = long_continuations(model, codec, prompts_BLK, T // K, ChunkSampling(temperature, samples))
+        sampling = ChunkSampling(temperature, samples)
+        draws = long_continuations(model, codec, prompts_BLK, T // K, sampling, text.documents)
         series = f"CALM T={temperature:.3g}"
         rows += latent_rows(series, codec, draws, text.windows)
         rows += token_rows(series, text, draws.tokens.flatten(1), model.vocabulary)
@@ -167,8 +181,10 @@ def chunk_drift(
 def token_drift(model: TokenLM, text: DriftText, temperatures: Sequence[float], true_text: bool) -> list[Row]:
     """Return the rows of a token model, and with `true_text` those of the true text: there are no latents."""
     rows = token_rows(TRUE_TEXT, text, text.continuation, model.vocabulary) if true_text else []
+    documents = [None] * len(text.prompts) if text.documents is None else text.documents
+    prompts = [last_document(model.config, *row) for row in zip(text.prompts, documents, strict=True)]
     for temperature in temperatures:
-        steps = stream_tokens(model, list(text.prompts), text.continuation.shape[1], temperature)
+        steps = stream_tokens(model, prompts, text.continuation.shape[1], temperature)
         tokens_BT = torch.tensor([[new for (new,) in step] for step in steps], device=text.prompts.device).T
         rows += token_rows(f"baseline T={temperature:.3g}", text, tokens_BT.contiguous(), model.vocabulary)
     return rows

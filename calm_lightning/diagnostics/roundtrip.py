@@ -37,13 +37,16 @@ _LIMITS = (
 
 
 @torch.no_grad()
-def held_out_latents(model: ContinuousLM, codec: LogitCodec, tokens_BT: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def held_out_latents(
+    model: ContinuousLM, codec: LogitCodec, tokens_BT: Tensor, documents_BT: Tensor | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
     """Return one latent of each kind for every chunk but the first of each block.
 
     Args:
         model: The continuous language model.
         codec: Its autoencoder.
         tokens_BT: Held-out blocks, (B, T), T a multiple of K and at least 2 K.
+        documents_BT: Document of every token, (B, T); needed where the model keeps to documents.
 
     Returns:
         Latents (P, Z) by name: drawn from the posterior of the true chunk; predicted for it, one draw; halfway between
@@ -51,7 +54,9 @@ def held_out_latents(model: ContinuousLM, codec: LogitCodec, tokens_BT: Tensor) 
     """
     chunks_BLK = tokens_BT.unflatten(1, (-1, model.K))
     read_BLK, next_PK = chunks_BLK[:, :-1], chunks_BLK[:, 1:].flatten(0, 1)
-    hidden_BLD = model(read_BLK, true_latents(model, codec, read_BLK))
+    first_BL = model.first_seen(documents_BT)
+    read_BL = None if first_BL is None else first_BL[:, :-1]
+    hidden_BLD = model(read_BLK, true_latents(model, codec, read_BLK), read_BL)
     mean_PZ, std_PZ = posterior(codec, next_PK)
     true_PZ = draw_posterior(mean_PZ, std_PZ.log(), 1)[0]
     other_P = torch.randperm(len(true_PZ), device=true_PZ.device)

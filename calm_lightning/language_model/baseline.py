@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from calm_lightning.backbone.transformer import Transformer, init_weights
 from calm_lightning.language_model.config import LanguageModelConfig
+from calm_lightning.language_model.documents import first_seen
 
 
 class TokenLM(nn.Module):
@@ -27,6 +28,18 @@ class TokenLM(nn.Module):
         self.lm_head = nn.Linear(config.d, vocabulary, bias=False)
         init_weights(self)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Return logits (B, T, V); position i has seen tokens 0..i and predicts token i + 1."""
-        return self.lm_head(self.backbone(self.embedding(tokens_BT)))
+    def first_seen(self, documents_BT: Tensor | None) -> Tensor | None:
+        """Return the first token that each token sees, (B, T), of the documents of all tokens; see `first_seen`."""
+        return first_seen(self.config, documents_BT)
+
+    def forward(self, tokens_BT: Tensor, first_BT: Tensor | None = None) -> Tensor:
+        """Predict the next token everywhere.
+
+        Args:
+            tokens_BT: Tokens, (B, T).
+            first_BT: First token that each token sees, (B, T), of `first_seen`; None means the first of all.
+
+        Returns:
+            Logits, (B, T, V); position i has seen tokens up to i and predicts token i + 1.
+        """
+        return self.lm_head(self.backbone(self.embedding(tokens_BT), first_BT))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from calm_lightning.backbone.transformer import Transformer, init_weights, init_xavier
 from calm_lightning.language_model.config import LanguageModelConfig
+from calm_lightning.language_model.documents import first_seen
 from calm_lightning.language_model.heads.base import NORM_EPS, GenerativeHead
 from calm_lightning.language_model.heads.registry import build_head
 
@@ -65,6 +66,19 @@ class ContinuousLM(nn.Module):
         """Whether the input needs the latents of chunks."""
         return self.input.reads_latents
 
-    def forward(self, tokens_BLK: Tensor, latents_BLZ: Tensor | None = None) -> Tensor:
-        """Return hidden states (B, L, D); position i has seen chunks 0..i and is to predict chunk i + 1."""
-        return self.backbone(self.input(tokens_BLK, latents_BLZ))
+    def first_seen(self, documents_BT: Tensor | None) -> Tensor | None:
+        """Return the first chunk that each chunk sees, (B, L), of the documents of all tokens; see `first_seen`."""
+        return first_seen(self.config, documents_BT, self.K)
+
+    def forward(self, tokens_BLK: Tensor, latents_BLZ: Tensor | None = None, first_BL: Tensor | None = None) -> Tensor:
+        """Run the backbone over chunks.
+
+        Args:
+            tokens_BLK: Their tokens, (B, L, K).
+            latents_BLZ: Their latents, (B, L, Z), where the model reads latents.
+            first_BL: First chunk that each chunk sees, (B, L), of `first_seen`; None means the first of all.
+
+        Returns:
+            Hidden states, (B, L, D); position i has seen chunks up to i and is to predict chunk i + 1.
+        """
+        return self.backbone(self.input(tokens_BLK, latents_BLZ), first_BL)

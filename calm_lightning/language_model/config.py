@@ -37,6 +37,7 @@ class LanguageModelConfig:
         sampling_steps: Flow and diffusion: steps of one draw; null means 4 and 100.
         solver: Flow: "midpoint" (two network calls per step) or "euler". Diffusion: "ddpm" (learned variance) or
             "ddim" (deterministic). Null means the first.
+        cross_document_attention: Whether a position sees the documents before its own in the same block.
     """
 
     K: int = 4
@@ -58,6 +59,7 @@ class LanguageModelConfig:
     alpha: float = 1.0
     sampling_steps: int | None = None
     solver: str | None = None
+    cross_document_attention: bool = True
 
     def latent_width(self) -> int:
         """Return l, the latent dimension, with the default 32 * K applied."""

@@ -93,8 +93,8 @@ class _Subject:
         model = self.opened.model if self.baseline is None else self.baseline.model
         return model if isinstance(model, TokenLM) else None
 
-    def blocks(self, block_tokens: int, most: int, least: int, why: str) -> Tensor:
-        """Return evenly spaced blocks, (B, T).
+    def blocks(self, block_tokens: int, most: int, least: int, why: str) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens of evenly spaced blocks and the documents they are of, each (B, T).
 
         Raises:
             DataError: There are fewer than `least`.
@@ -105,17 +105,19 @@ class _Subject:
                 f"the text has {self.text.tokens:,} tokens; {why} needs at least {least} blocks of {block_tokens:,}: "
                 f"give a longer text"
             )
-        batches = self.text.batches(block_tokens, found, most)
-        return torch.cat([batch.tokens for batch in batches]).to(self.device)
+        batches = list(self.text.batches(block_tokens, found, most))
+        documents = [batch.documents for batch in batches if batch.documents is not None]
+        tokens_BT = torch.cat([batch.tokens for batch in batches]).to(self.device)
+        return tokens_BT, torch.cat(documents).to(self.device) if documents else None
 
-    def trained_blocks(self, why: str) -> Tensor:
-        """Return held-out blocks as long as those of training, (B, T)."""
+    def trained_blocks(self, why: str) -> tuple[Tensor, Tensor | None]:
+        """Return held-out blocks as long as those of training: tokens and documents, each (B, T)."""
         T = self.opened.config.data.block_tokens
         return self.blocks(T, max(_LEAST_ROWS, self.options.tokens // T), _LEAST_ROWS, why)
 
     def chunks(self, why: str) -> Tensor:
         """Return held-out chunks, (C, K)."""
-        return self.trained_blocks(why).view(-1, self.K)
+        return self.trained_blocks(why)[0].view(-1, self.K)
 
 
 def diagnose(
@@ -253,9 +255,10 @@ def _drift(subject: _Subject) -> Finding:
     unit = _WINDOWS * max(K, 2)  # a window of one token has no 2-grams
     length = -(-(options.length or 2 * trained) // unit) * unit
     prompt = max(1, trained // 4 // K) * K
-    blocks_BT = subject.blocks(prompt + length, 2 * options.prompts, 2 * _LEAST_ROWS, "drift")
+    blocks_BT, documents_BT = subject.blocks(prompt + length, 2 * options.prompts, 2 * _LEAST_ROWS, "drift")
     rows_BT, others_BT = blocks_BT[::2], blocks_BT[1::2]  # every other block is the reference
-    text = drift.DriftText(rows_BT[:, :prompt], rows_BT[:, prompt:], others_BT.flatten(), _WINDOWS)
+    prompted = None if documents_BT is None else documents_BT[::2, :prompt]
+    text = drift.DriftText(rows_BT[:, :prompt], rows_BT[:, prompt:], others_BT.flatten(), _WINDOWS, prompted)
     model, token_model, rows = subject.opened.model, subject.token_model(), []
     work = f"{len(rows_BT)} prompts by {length:,} tokens, {len(options.temperatures)} temperatures"
     if isinstance(model, ContinuousLM):
@@ -270,7 +273,7 @@ def _drift(subject: _Subject) -> Finding:
 def _roundtrip(subject: _Subject) -> Finding:
     model, rows = subject.opened.model, []
     assert isinstance(model, ContinuousLM)
-    latents, block_P = roundtrip.held_out_latents(model, subject.codec, subject.trained_blocks("roundtrip"))
+    latents, block_P = roundtrip.held_out_latents(model, subject.codec, *subject.trained_blocks("roundtrip"))
     for series, latents_PZ in latents.items():
         rows += roundtrip.latent_rows(series, subject.codec, latents_PZ, block_P)
     return roundtrip.finding(rows)
@@ -281,17 +284,19 @@ def _noise(subject: _Subject) -> Finding:
 
 
 def _calibration(subject: _Subject) -> Finding:
-    tokens_BT, evaluation = subject.trained_blocks("calibration"), subject.opened.config.evaluation
+    (tokens_BT, documents_BT), evaluation = subject.trained_blocks("calibration"), subject.opened.config.evaluation
     starts_G = start_positions(tokens_BT.shape[1], evaluation.start_stride)
     inverses, model, token_model, rows = (1, 2, 3, 4, 8), subject.opened.model, subject.token_model(), []
     lengths: tuple[int, ...] = (1, 4)
     if isinstance(model, ContinuousLM):
         pools = sorted({max(2, subject.options.samples // part) for part in (1, 4, 10)})
         lengths = calibration.compared_lengths(model.K)
-        rows += calibration.chunk_calibration(model, subject.codec, tokens_BT, starts_G, inverses, pools)
+        rows += calibration.chunk_calibration(model, subject.codec, tokens_BT, starts_G, inverses, pools, documents_BT)
     if token_model is not None:
         temperatures = [1 / n for n in inverses]
-        rows += calibration.token_calibration(token_model, tokens_BT, starts_G, temperatures, lengths, samples=16)
+        rows += calibration.token_calibration(
+            token_model, tokens_BT, starts_G, temperatures, lengths, samples=16, documents_BT=documents_BT
+        )
     return calibration.finding(rows)
 
 

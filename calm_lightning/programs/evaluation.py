@@ -303,11 +303,12 @@ def _score(
     metric = BrierScores(domains=domains).to(device)
     for batch in batches:
         tokens_BT = batch.tokens.to(device)
+        documents_BT = None if batch.documents is None else batch.documents.to(device)
         if isinstance(model, TokenLM):
-            found = token_scores(model, tokens_BT, starts_G, protocol.samples)
+            found = token_scores(model, tokens_BT, starts_G, protocol.samples, documents_BT)
         else:
             assert codec is not None
-            found = chunk_scores(model, codec, tokens_BT, starts_G, protocol.samples)
+            found = chunk_scores(model, codec, tokens_BT, starts_G, protocol.samples, documents_BT)
         add_scores(metric, batch, starts_G, found)
     result: BrierLMResult = metric.compute()
     return result

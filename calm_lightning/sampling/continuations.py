@@ -2,7 +2,8 @@
 
 BrierLM scores the 4 tokens after a start position. One latent gives K tokens, so for K < 4 every sample is
 continued along its own tokens; for the baseline, along its own sampled tokens. The true text is read once; then all
-branches of as many positions as the memory allows advance together (`Transformer.branch_step`).
+branches of as many positions as the memory allows advance together (`Transformer.branch_step`). Where a model keeps to
+documents, a branch sees that of the last position it continues from, also when its own text begins another one.
 
 Memory: attention weights (B, heads, R, L) and logits (R, V) of a slice of positions stay below `largest_tensor`, down
 to one position of every block at a time. Smaller slices are also faster on CPUs, up to a point: they fit the caches,
@@ -83,6 +84,7 @@ def continue_chunks(
     samples: int,
     horizon: int = HORIZON,
     max_elements: int | None = None,
+    documents_BT: Tensor | None = None,
 ) -> Tensor:
     """Draw continuations at every start position.
 
@@ -94,24 +96,29 @@ def continue_chunks(
         samples: Samples S per position.
         horizon: Tokens H of each continuation.
         max_elements: Bound on the size of tensors instead of `largest_tensor`.
+        documents_BT: Document of every token, (B, T); needed where the model keeps to documents.
 
     Returns:
         Sampled tokens, (B, G, S, H).
+
+    Raises:
+        DataError: The model keeps to documents, and they are not given.
     """
     K, B, steps = model.K, len(tokens_BT), -(-horizon // model.K)
     prefix_chunks = [start // K for start in starts_G.tolist()]
     chunks_BLK = tokens_BT[:, : max(prefix_chunks) * K].unflatten(1, (-1, K))
     input_BLD = model.input(chunks_BLK, true_latents(model, codec, chunks_BLK))
+    first_BL = _part(model.first_seen(documents_BT), slice(max(prefix_chunks)))
     prefix: PrefixCache | None = None
     per_branch = K * model.vocabulary
     if steps == 1:
-        hidden_BLD = model.backbone(input_BLD)
+        hidden_BLD = model.backbone(input_BLD, first_BL)
     else:
-        hidden_BLD, prefix = model.backbone.prefill(input_BLD)
+        hidden_BLD, prefix = model.backbone.prefill(input_BLD, first_BL)
         per_branch = max(per_branch, ATTENTION_COPIES * model.config.heads * chunks_BLK.shape[1])
     limit = max_elements or largest_tensor(tokens_BT.device)
     drawn = [
-        _grow(model, codec, hidden_BLD, prefix, lengths, samples, steps)
+        _grow(model, codec, hidden_BLD, prefix, first_BL, lengths, samples, steps)
         for lengths in _slices(prefix_chunks, B * samples * per_branch, limit)
     ]
     return torch.cat(drawn, dim=1)[..., :horizon]
@@ -121,6 +128,11 @@ def _slices(lengths: list[int], elements_each: int, max_elements: int) -> Iterat
     """Yield the positions in slices of at most `max_elements`, at least one position each."""
     size = max(1, max_elements // elements_each)
     yield from (lengths[begin : begin + size] for begin in range(0, len(lengths), size))
+
+
+def _part(first_BL: Tensor | None, positions: slice | Tensor) -> Tensor | None:
+    """Return `first_BL` of some positions, or None where attention has no beginning."""
+    return None if first_BL is None else first_BL[:, positions]
 
 
 def _seen(prefix: PrefixCache, lengths: list[int]) -> PrefixCache:
@@ -134,6 +146,7 @@ def _grow(
     codec: Codec,
     hidden_BLD: Tensor,
     prefix: PrefixCache | None,
+    first_BL: Tensor | None,
     lengths: list[int],
     samples: int,
     steps: int,
@@ -146,16 +159,22 @@ def _grow(
     chunks = [codec.decode_tokens(latents_BRZ)]
     if prefix is not None:
         own, seen, length_R = BranchCache(), _seen(prefix, lengths), length_G.repeat_interleave(samples)
+        first_BR = _part(first_BL, length_R - 1)
         while len(chunks) < steps:
             input_BRD = model.input(chunks[-1], latents_BRZ if model.reads_latents else None)
-            hidden_BRD = model.backbone.branch_step(input_BRD, seen, own, length_R)
+            hidden_BRD = model.backbone.branch_step(input_BRD, seen, own, length_R, first_BR)
             latents_BRZ = model.head.sample(hidden_BRD.flatten(0, 1), 1)[0].unflatten(0, (B, -1))
             chunks.append(codec.decode_tokens(latents_BRZ))
     return torch.cat(chunks, dim=-1).unflatten(1, (G, samples))
 
 
 def baseline_probabilities(
-    model: TokenLM, tokens_BT: Tensor, starts_G: Tensor, samples: int, max_elements: int | None = None
+    model: TokenLM,
+    tokens_BT: Tensor,
+    starts_G: Tensor,
+    samples: int,
+    max_elements: int | None = None,
+    documents_BT: Tensor | None = None,
 ) -> TokenScores:
     """Return what Brier scores need of a softmax model: gold and collision probabilities, exact where they can be.
 
@@ -171,24 +190,31 @@ def baseline_probabilities(
         starts_G: Start positions, (G,), at least 1; on the CPU they cost no wait for the device.
         samples: Samples S of each prefix, at least 2.
         max_elements: Bound on the size of tensors instead of `largest_tensor`.
+        documents_BT: Document of every token, (B, T); needed where the model keeps to documents. The true next tokens
+            are a branch like the sampled ones: all of them are given the document of the last token before them.
 
     Raises:
         ValueError: Fewer than two samples.
+        DataError: The model keeps to documents, and they are not given.
 
     Source: BrierLM as in arXiv 2510.27688; the identity is E_{x ~ P}[P(x)] = sum_x P(x)^2.
     """
     if samples < 2:
         raise ValueError(f"BrierLM needs at least 2 samples per position, got {samples}")
     B, V, starts = len(tokens_BT), model.vocabulary, starts_G.tolist()
-    hidden_BTD, prefix = model.backbone.prefill(model.embedding(tokens_BT[:, : max(starts) + HORIZON - 1]))
+    read_BT = tokens_BT[:, : max(starts) + HORIZON - 1]
+    first_BT = _part(model.first_seen(documents_BT), slice(read_BT.shape[1]))
+    hidden_BTD, prefix = model.backbone.prefill(model.embedding(read_BT), first_BT)
     limit = max_elements or largest_tensor(tokens_BT.device)
-    gold_BG4 = _gold_probabilities(model, hidden_BTD, tokens_BT, starts, limit)
+    golds = [_gold_probabilities(model, hidden_BTD, tokens_BT, starts, limit)] if first_BT is None else []
     per_branch = max(V, ATTENTION_COPIES * model.config.heads * max(starts))
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for lengths in _slices(starts, B * samples * per_branch, limit):
-        target_BG4 = targets_at(tokens_BT, torch.tensor(lengths))
-        parts.append(_branch_probabilities(model, hidden_BTD, _seen(prefix, lengths), lengths, target_BG4, samples))
-    return TokenScores(gold_BG4, *(torch.cat(part, dim=1) for part in zip(*parts, strict=True)))
+        target_BG4, seen = targets_at(tokens_BT, torch.tensor(lengths)), _seen(prefix, lengths)
+        parts.append(_branch_probabilities(model, hidden_BTD, seen, first_BT, lengths, target_BG4, samples))
+        if first_BT is not None:
+            golds.append(_gold_of_branches(model, hidden_BTD, seen, first_BT, lengths, target_BG4))
+    return TokenScores(torch.cat(golds, dim=1), *(torch.cat(part, dim=1) for part in zip(*parts, strict=True)))
 
 
 def _gold_probabilities(
@@ -210,8 +236,34 @@ def _gold_probabilities(
     return torch.cat(log_p, dim=1)[:, index_G4].cumsum(-1).exp()
 
 
+def _gold_of_branches(
+    model: TokenLM, hidden_BTD: Tensor, prefix: PrefixCache, first_BT: Tensor, lengths: list[int], target_BG4: Tensor
+) -> Tensor:
+    """Return `_gold_probabilities` of a model that keeps to documents.
+
+    Where a true document ends within the next n tokens, the pass over the true text gives their rest another context
+    than sampled branches have. P(y) and the collision must be of one distribution, or their score would not be proper.
+    """
+    length_G = torch.tensor(lengths, device=hidden_BTD.device)
+    hidden_BGD, own, log_p = hidden_BTD[:, length_G - 1], BranchCache(), list[Tensor]()
+    for n in range(HORIZON):
+        if n:
+            input_BGD = model.embedding(target_BG4[..., n - 1])
+            hidden_BGD = model.backbone.branch_step(input_BGD, prefix, own, length_G, first_BT[:, length_G - 1])
+        logits_PV, target_BG = model.lm_head(hidden_BGD).float().flatten(0, 1), target_BG4[..., n]
+        loss_P = functional.cross_entropy(logits_PV, target_BG.flatten(), reduction="none")
+        log_p.append(-loss_P.view(target_BG.shape))
+    return torch.stack(log_p, dim=-1).cumsum(-1).exp()
+
+
 def _branch_probabilities(
-    model: TokenLM, hidden_BTD: Tensor, prefix: PrefixCache, lengths: list[int], target_BG4: Tensor, samples: int
+    model: TokenLM,
+    hidden_BTD: Tensor,
+    prefix: PrefixCache,
+    first_BT: Tensor | None,
+    lengths: list[int],
+    target_BG4: Tensor,
+    samples: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `TokenScores` without gold for some start positions, from S prefixes drawn for each."""
     B, G = target_BG4.shape[:2]
@@ -223,8 +275,9 @@ def _branch_probabilities(
     drawn_BR = torch.multinomial(p_BGV.flatten(0, 1), samples, replacement=True).view(B, G * samples)
     prefix_p_BR = p_BGV.gather(-1, drawn_BR.view(B, G, samples)).flatten(1)
     own, length_R = BranchCache(), length_G.repeat_interleave(samples)
+    first_BR = _part(first_BT, length_R - 1)
     for n in range(1, HORIZON):
-        hidden_BRD = model.backbone.branch_step(model.embedding(drawn_BR), prefix, own, length_R)
+        hidden_BRD = model.backbone.branch_step(model.embedding(drawn_BR), prefix, own, length_R, first_BR)
         p_BRV = model.lm_head(hidden_BRD).float().softmax(-1)
         square_BR = p_BRV.square().sum(-1)
         collisions.append((prefix_p_BR * square_BR).view(B, G, samples).mean(-1))

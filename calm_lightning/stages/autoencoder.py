@@ -32,8 +32,8 @@ class AutoencoderStage(Stage):
         loss = autoencoder_loss(logits_CKV, tokens_CK, mean_CZ, log_std_CZ, config.beta, config.kl_clip)
         return loss, logits_CKV, mean_CZ
 
-    def loss(self, tokens_BT: Tensor) -> Tensor:
-        """Return K * cross-entropy + beta * clipped KL of token blocks (B, T)."""
+    def loss(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """Return K * cross-entropy + beta * clipped KL of token blocks (B, T); it sees chunks, not documents."""
         return self._objective(tokens_BT.view(-1, self.model.K))[0].total
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:

@@ -34,12 +34,20 @@ class Stage(pl.LightningModule, ABC):
         self.evaluation = evaluation
 
     @abstractmethod
-    def loss(self, tokens_BT: Tensor) -> Tensor:
-        """Return the training loss of token blocks (B, T), a scalar."""
+    def loss(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """Return the training loss, a scalar.
+
+        Args:
+            tokens_BT: Token blocks, (B, T).
+            documents_BT: Document of every token, (B, T); needed where the model keeps to documents.
+
+        Raises:
+            DataError: The model keeps to documents, and they are not given.
+        """
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         """Return the loss of one micro-batch of blocks (B, T)."""
-        loss = self.loss(batch.tokens)
+        loss = self.loss(batch.tokens, batch.documents)
         self.log(names.TRAIN_LOSS, loss.detach(), prog_bar=True)
         # Named after the step it makes: a run resumed at step s then logs s + 1 next, and nothing twice.
         self.log("step", float(self.trainer.global_step + 1))

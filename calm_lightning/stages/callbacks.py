@@ -55,7 +55,7 @@ class StreamPlace(pl.Callback):
     ) -> None:
         """Tell the data module what has been consumed."""
         if trainer.datamodule is not None:  # type: ignore[attr-defined]
-            trainer.datamodule.position = batch.index + 1  # type: ignore[attr-defined]
+            trainer.datamodule.consumed(batch)  # type: ignore[attr-defined]
 
     def on_validation_batch_start(
         self,

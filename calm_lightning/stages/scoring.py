@@ -40,7 +40,14 @@ class StartScores(NamedTuple):
     offsets: Tensor
 
 
-def chunk_scores(model: ContinuousLM, codec: Codec, tokens_BT: Tensor, starts_G: Tensor, samples: int) -> StartScores:
+def chunk_scores(
+    model: ContinuousLM,
+    codec: Codec,
+    tokens_BT: Tensor,
+    starts_G: Tensor,
+    samples: int,
+    documents_BT: Tensor | None = None,
+) -> StartScores:
     """Score sampled continuations of a continuous language model; all K tokens of a chunk where K > 4.
 
     Args:
@@ -49,16 +56,23 @@ def chunk_scores(model: ContinuousLM, codec: Codec, tokens_BT: Tensor, starts_G:
         tokens_BT: Blocks of true tokens, (B, T).
         starts_G: Start positions, (G,), multiples of K, at least K.
         samples: Samples S per position, at least 2.
+        documents_BT: Document of every token, (B, T); needed where the model keeps to documents.
+
+    Raises:
+        DataError: The model keeps to documents, and they are not given.
     """
     horizon = scored_tokens(model)
-    drawn_PSH = continue_chunks(model, codec, tokens_BT, starts_G, samples, horizon).flatten(0, 1)
+    drawn_BGSH = continue_chunks(model, codec, tokens_BT, starts_G, samples, horizon, documents_BT=documents_BT)
+    drawn_PSH = drawn_BGSH.flatten(0, 1)
     target_PH = targets_at(tokens_BT, starts_G, horizon).flatten(0, 1)
     return StartScores(brier_from_samples(drawn_PSH, target_PH), marginal_brier_from_samples(drawn_PSH, target_PH))
 
 
-def token_scores(model: TokenLM, tokens_BT: Tensor, starts_G: Tensor, samples: int) -> StartScores:
+def token_scores(
+    model: TokenLM, tokens_BT: Tensor, starts_G: Tensor, samples: int, documents_BT: Tensor | None = None
+) -> StartScores:
     """Score a softmax model from exact P(y) and S sampled prefixes per start position; arguments as `chunk_scores`."""
-    found = baseline_probabilities(model, tokens_BT, starts_G, samples)
+    found = baseline_probabilities(model, tokens_BT, starts_G, samples, documents_BT=documents_BT)
     brier_BG4 = brier_from_probabilities(found.gold, found.collision)
     offsets_BG4 = brier_from_probabilities(found.marginal_gold, found.marginal_collision)
     return StartScores(brier_BG4.flatten(0, 1), offsets_BG4.flatten(0, 1))
@@ -89,14 +103,23 @@ class ScoredStage(Stage):
     """Name the validation loss is logged under: what it measures differs between stages."""
 
     @abstractmethod
-    def scores(self, tokens_BT: Tensor, starts_G: Tensor) -> StartScores:
-        """Return the scores at every start position of token blocks (B, T)."""
+    def scores(self, tokens_BT: Tensor, starts_G: Tensor, documents_BT: Tensor | None = None) -> StartScores:
+        """Return the scores at every start position of token blocks.
+
+        Args:
+            tokens_BT: Token blocks, (B, T).
+            starts_G: Start positions, (G,).
+            documents_BT: Document of every token, (B, T); needed where the model keeps to documents.
+
+        Raises:
+            DataError: The model keeps to documents, and they are not given.
+        """
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Log the loss and score every start position of the blocks (B, T)."""
-        self.validation_loss(self.loss_name, self.loss(batch.tokens), batch)
+        self.validation_loss(self.loss_name, self.loss(batch.tokens, batch.documents), batch)
         starts_G = start_positions(batch.tokens.shape[1], self.evaluation.start_stride)
-        add_scores(self.brier_lm, batch, starts_G, self.scores(batch.tokens, starts_G))
+        add_scores(self.brier_lm, batch, starts_G, self.scores(batch.tokens, starts_G, batch.documents))
 
     def on_validation_epoch_end(self) -> None:
         """Log BrierLM with its error, interval and parts."""
@@ -117,5 +140,18 @@ class ScoredStage(Stage):
         self.log_dict(values)
 
     @abstractmethod
-    def generate(self, prompt_T: Tensor, num_tokens: int, temperature: float) -> Tensor:
-        """Return `num_tokens` generated token ids that continue a prompt (T,)."""
+    def generate(
+        self, prompt_T: Tensor, num_tokens: int, temperature: float, documents_T: Tensor | None = None
+    ) -> Tensor:
+        """Continue a prompt.
+
+        Args:
+            prompt_T: Token ids, (T,).
+            num_tokens: Tokens to generate.
+            temperature: The temperature.
+            documents_T: Document of every token of the prompt, (T,), of which a model that keeps to documents reads
+                the last one; None means that there is one.
+
+        Returns:
+            Generated token ids, (num_tokens,).
+        """

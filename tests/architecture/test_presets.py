@@ -9,6 +9,8 @@ import pytest
 from calm_lightning.config import conf_dir, find_preset, list_presets, load_config, read_yaml, to_yaml
 from calm_lightning.language_model.heads.registry import HEADS
 from calm_lightning.metrics import names
+from data_pipelines.cleaning.clean import Cleaning
+from data_pipelines.writing.settings import read_cleaning
 from sweeps.config import find_sweep, list_sweeps, load_sweep, sweep_to_yaml
 from sweeps.space import points
 
@@ -31,6 +33,12 @@ def test_preset_says_what_it_is_and_holds_differences_only(preset: str) -> None:
     assert load_config([preset]) != below, "it changes nothing"
 
 
+@pytest.mark.parametrize("path", sorted((conf_dir() / "cleaning").glob("*.yaml")), ids=lambda path: path.stem)
+def test_cleaning_rules_load_and_say_what_they_are(path: Path) -> None:
+    assert path.read_text().startswith("# ")
+    assert read_cleaning(path, {}) != Cleaning(), "they change nothing"
+
+
 @pytest.mark.parametrize("sweep", list_sweeps())
 def test_sweep_loads_and_its_points_are_valid(sweep: str, tmp_path: Path) -> None:
     name, _, preset = sweep.partition("/")
@@ -45,7 +53,8 @@ def test_no_file_in_conf_is_left_out() -> None:
     files = {
         path.relative_to(conf_dir()).with_suffix("").as_posix() for path in conf_dir().rglob("*") if path.is_file()
     }
-    assert files == {*list_presets(), *(f"sweep/{sweep}" for sweep in list_sweeps())}
+    others = {f"cleaning/{path.stem}" for path in (conf_dir() / "cleaning").glob("*.yaml")}
+    assert files == {*list_presets(), *others, *(f"sweep/{sweep}" for sweep in list_sweeps())}
 
 
 def test_every_logged_name_has_a_unit() -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from calm_lightning.cli.data import app
-from calm_lightning.data.tokenizers import train_bpe
+from calm_lightning.data.shards.manifest import Manifest
 from calm_lightning.errors import DataError
 
 
@@ -33,40 +32,27 @@ def test_the_same_command_again_has_nothing_to_do(corpus: Path) -> None:
     assert "finished already" in result.output
 
 
-def test_inspect_shows_splits_domains_tokenizer_and_text(corpus: Path) -> None:
-    output = calm_data("inspect", corpus, "--split", "val", "--samples", 1).output
-    for expected in ("bpe, V = 512", "train", "blocks of", "Jane Austen Novels", "Edmund had great things to hear"):
-        assert expected in output
+def test_options_win_over_the_file_of_rules_and_what_they_drop_is_said(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text("min_chars: 1000000\nmax_chars: 2000000\nnormalise: NFKC\n")
+    result = calm_data(
+        "prepare", "sample", "--out", tmp_path / "c", "--shards", "text", "--shard-mb", 0.5,
+        "--cleaning", tmp_path / "rules.yaml", "--min-chars", 5000, "--duplicates", "exact", "--workers", 2,
+    )  # fmt: skip
+    assert "left out: 8 too short" in result.output
+    manifest = Manifest.load(tmp_path / "c")
+    settings = manifest.provenance.settings
+    assert settings["min_chars"] == 5000 and settings["normalise"] == "NFKC" and settings["duplicates"] == "exact"
+    assert manifest.provenance.dropped == {"too short": 8}
+    assert "532 documents in" in result.output and "tokens" not in result.output
+    assert "agree" in calm_data("verify", tmp_path / "c").output
 
 
-def test_inspect_as_json_adds_up(corpus: Path) -> None:
-    value = json.loads(calm_data("inspect", corpus, "--json", "--block-tokens", 64, "--samples", 2).output)
-    train = value["splits"]["train"]
-    assert train["documents"] == 8
-    assert train["tokens"] == train["blocks"] * 64 + train["dropped_tokens"]
-    assert train["tokens"] == sum(domain["tokens"] for domain in train["domains"].values())
-    assert len(value["samples"]) == 2 and value["samples"][0]["text"].startswith("ACT IV.")
-
-
-def test_verify_finds_a_good_corpus_good(corpus: Path) -> None:
-    assert "3 shards agree" in calm_data("verify", corpus).output
-
-
-def test_verify_lists_what_is_damaged(tmp_path: Path) -> None:
-    calm_data("prepare", "sample", "--out", tmp_path / "c", "--tokenizer", "bytes", "--max-documents", 2)
-    shards = sorted((tmp_path / "c").glob("*.tar"))
-    for shard in shards:
-        shard.write_bytes(shard.read_bytes()[:1000])
-    result = CliRunner().invoke(app, ["verify", str(tmp_path / "c")])
-    assert all(shard.name in result.output for shard in shards)
-    assert isinstance(result.exception, DataError) and "3 problem(s)" in str(result.exception)
-
-
-def test_inspect_refuses_a_replaced_tokenizer(tmp_path: Path) -> None:
-    calm_data("prepare", "sample", "--out", tmp_path / "c", "--tokenizer", "bpe:300", "--max-documents", 2)
-    train_bpe(["some other text"], 260).save(tmp_path / "c")
-    with pytest.raises(DataError, match="does not match its shards"):
-        calm_data("inspect", tmp_path / "c")
+def test_skipped_records_are_named_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "good"}\n{"txt": 1}\n\n{"text": "better"}\n')
+    options = ["--out", tmp_path / "c", "--tokenizer", "bytes", "--skip-bad", "--val-fraction", 0]
+    result = calm_data("prepare", tmp_path / "t.jsonl", *options)
+    assert "left out: 1 unreadable" in result.output
+    assert "t.jsonl, line 2" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -75,8 +61,10 @@ def test_inspect_refuses_a_replaced_tokenizer(tmp_path: Path) -> None:
         (["prepare", "none.jsonl.zst", "--out", "c"], r"none\.jsonl\.zst does not exist"),
         (["prepare", "sample", "--out", "c", "--tokenizer", "words"], "unknown tokenizer 'words'"),
         (["prepare", "sample", "--out", "c", "--val-fraction", "1.5"], "below 1"),
-        (["inspect", "nowhere"], "nowhere is not a prepared corpus"),
-        (["verify", "nowhere"], "nowhere is not a prepared corpus"),
+        (["prepare", "sample", "--out", "c", "--shards", "text", "--tokenizer", "bytes"], "leave out --tokenizer"),
+        (["prepare", "sample", "--out", "c", "--near-threshold", "2"], "--near-threshold"),
+        (["prepare", "sample", "--out", "c", "--cleaning", "none.yaml"], r"none\.yaml cannot be read"),
+        (["prepare", "sample", "--out", "c", "--piece-mb", "0"], "--piece-mb"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -86,8 +74,3 @@ def test_bad_input_is_one_sentence(
     with pytest.raises(DataError, match=message):
         calm_data(*arguments)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_inspect_names_the_splits_there_are(corpus: Path) -> None:
-    with pytest.raises(DataError, match="no split 'dev'; it has train, val, test"):
-        calm_data("inspect", corpus, "--split", "dev")

@@ -137,7 +137,7 @@ def test_the_same_seed_gives_the_same_score(runs: dict[str, RunResult]) -> None:
 def test_a_batch_is_drawn_for_alike_whatever_came_before_it(runs: dict[str, RunResult]) -> None:
     """The first two of three blocks are one batch in the first evaluation, the second and third begin anew in both."""
     opened = open_model(runs["baseline"].run_dir)
-    text = CorpusSplit(Path(opened.config.data.corpus), "val")
+    text = CorpusSplit(opened.config.data, "val")
     blocks = list(text.batches(T, 1, None))[:3]
     drawn = [[torch.rand(1).item() for _ in _seeded(iter(one), 7)] for one in (blocks, blocks[1:])]
     assert drawn[0][1:] == drawn[1]
@@ -175,7 +175,7 @@ def test_outputs_that_overflow_get_no_score(runs: dict[str, RunResult]) -> None:
     with torch.no_grad():
         for weight in opened.autoencoder.parameters():
             weight.fill_(1e38)
-    text = CorpusSplit(Path(opened.config.data.corpus), "val")
+    text = CorpusSplit(opened.config.data, "val")
     with pytest.raises(CheckpointError, match="not finite in 32-true"):
         run_evaluation(opened, text, EvaluationOptions(precision="32-true"))
 
@@ -249,7 +249,7 @@ def test_a_released_checkpoint_is_scored_with_a_tokenizer_that_is_named(place: P
         (["--split", "tset"], "the corpus has no split 'tset'"),
         (["--split", "val", "--text", "a.txt"], "--text and --split exclude each other"),
         (["--text", "absent.txt"], "text file absent.txt does not exist"),
-        (["--text", "pyproject.toml"], "is not one of *.txt, *.jsonl.zst, *.jsonl.gz, *.jsonl"),
+        (["--text", "pyproject.toml"], "is not one of *.jsonl, *.jsonl.zst, *.jsonl.gz, *.txt"),
         (["--text", "README.md", "--tokenizer", "bytes"], "is not one of"),
         (["--out", "absent/score.json"], "absent is no directory that can be written to"),
         (["--out", "/dev/null"], "--out /dev/null is no ordinary file"),

@@ -13,7 +13,11 @@ from omegaconf import OmegaConf
 from calm_lightning.config import RunConfig, fingerprint, identity, load_config, merge
 from calm_lightning.config.validation import STAGES
 
-NOWHERE = {"work_dir", "name", "autoencoder_run", "checkpoint_steps", "data.corpus", "data.workers"}
+NOWHERE = {
+    *("work_dir", "name", "autoencoder_run", "checkpoint_steps"),
+    *("data.corpus", "data.tokenizer", "data.shards_at", "data.workers", "data.record_batches"),
+    *("data.cache_dir", "data.cache_gb", "data.retries", "data.timeout"),
+}
 OF_ONE_STAGE = {
     "autoencoder": {"evaluation.start_stride"},
     "calm": set(),
@@ -22,14 +26,17 @@ OF_ONE_STAGE = {
 MODEL_KEYS = {
     "autoencoder": {"K", "l", "vocabulary"},
     "calm": None,
-    "baseline": {"vocabulary", "d", "intermediate", "layers", "heads", "rope_theta", "norm_eps"},
+    "baseline": {
+        *("vocabulary", "d", "intermediate", "layers", "heads", "rope_theta", "norm_eps"),
+        "cross_document_attention",
+    },
 }
 """None means every key."""
 
 
 def leaves(value: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key, below in value.items():
-        if isinstance(below, dict):
+        if isinstance(below, dict) and below:
             yield from leaves(below, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"
@@ -40,8 +47,10 @@ def changed(value: Any) -> Any:
         return 7
     if isinstance(value, bool):
         return not value
+    if isinstance(value, dict):
+        return {"Books": 2.0}
     if isinstance(value, list):
-        return [0.5 * item for item in value]
+        return [0.5 * item for item in value] or ["Books"]
     return value + "x" if isinstance(value, str) else value * 2 + 1
 
 

@@ -14,13 +14,17 @@ from calm_lightning.errors import DataError
 shard_blocks = st.lists(st.integers(0, 7), min_size=1, max_size=12).filter(any)
 
 
-@given(shard_blocks, st.integers(-3, 2**40), st.integers(1, 5), st.integers(0, 3))
-def test_every_block_comes_exactly_once_per_epoch(blocks: list[int], seed: int, together: int, epoch: int) -> None:
-    plan = BlockPlan(blocks, seed, together)
+def plan(blocks: list[int], seed: int = 0, together: int = 1, counted: bool = True) -> BlockPlan:
+    return BlockPlan(len(blocks), blocks.__getitem__, (seed,), together, counted=counted)
+
+
+@given(shard_blocks, st.integers(-3, 2**40), st.integers(1, 5), st.integers(0, 3), st.booleans())
+def test_every_block_comes_exactly_once_per_epoch(
+    blocks: list[int], seed: int, together: int, epoch: int, counted: bool
+) -> None:
     total = sum(blocks)
-    visited = [plan.at(epoch * total + i) for i in range(total)]
-    assert sorted(address.number for address in visited) == list(range(total))
-    assert {(a.shard, a.block) for a in visited} == {(s, b) for s, count in enumerate(blocks) for b in range(count)}
+    visited = plan(blocks, seed, together, counted).batch(epoch * total, total)
+    assert sorted(visited) == [(s, b) for s, count in enumerate(blocks) for b in range(count)]
 
 
 @given(shard_blocks, st.integers(0, 99), st.integers(1, 5), st.data())
@@ -28,24 +32,46 @@ def test_a_position_has_one_block_whatever_was_asked_before(
     blocks: list[int], seed: int, together: int, data: st.DataObject
 ) -> None:
     positions = data.draw(st.lists(st.integers(0, 3 * sum(blocks)), min_size=1, max_size=20))
-    plan = BlockPlan(blocks, seed, together)
-    assert [plan.at(p) for p in positions] == [BlockPlan(blocks, seed, together).at(p) for p in positions]
+    lengths = data.draw(st.lists(st.integers(1, 9), min_size=len(positions), max_size=len(positions)))
+    whole = plan(blocks, seed, together).batch(0, 3 * sum(blocks) + 10)
+    known, counting = plan(blocks, seed, together), plan(blocks, seed, together, counted=False)
+    for position, length in zip(positions, lengths, strict=True):
+        expected = whole[position : position + length]
+        assert known.batch(position, length) == counting.batch(position, length) == expected
 
 
 def test_only_shards_shuffled_together_are_open_at_once() -> None:
-    plan = BlockPlan([5] * 6, seed=1, shuffle_shards=2)
-    shards = [plan.at(position).shard for position in range(30)]
+    shards = [address.shard for address in plan([5] * 6, seed=1, together=2).batch(0, 30)]
     groups = [set(shards[i : i + 10]) for i in range(0, 30, 10)]
     assert [len(group) for group in groups] == [2, 2, 2]
     assert set.union(*groups) == set(range(6))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        plan = BlockPlan([10, 10], seed, 2)
-        return [plan.at(epoch * 20 + i).number for i in range(20)]
+def test_shards_ahead_are_those_that_come_next() -> None:
+    order = plan([5] * 6, seed=1, together=2)
+    assert set(order.shards_ahead()) == {address.shard for address in order.batch(0, 10)}
+    for begin in range(10, 50, 10):
+        coming = order.shards_ahead()
+        assert set(coming) == {address.shard for address in order.batch(begin, 10)}
 
-    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+def test_going_to_a_position_counts_no_shard_behind_it() -> None:
+    blocks, asked = [4] * 12, set[int]()
+
+    def blocks_of(shard: int) -> int:
+        asked.add(shard)
+        return blocks[shard]
+
+    counting = BlockPlan(12, blocks_of, (0,), 3, counted=False)
+    assert not asked
+    reached = counting.batch(12, 1)[0].shard
+    first_two_windows = {address.shard for address in plan(blocks, 0, 3).batch(0, 24)}
+    assert reached in asked and asked == first_two_windows
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    orders = {tuple(plan([10, 10], seed, 2).batch(epoch * 20, 20)) for seed in (0, 1) for epoch in (0, 1)}
+    assert len(orders) == 4
 
 
 def test_the_permutation_of_a_key_is_fixed_for_ever() -> None:
@@ -55,18 +81,25 @@ def test_the_permutation_of_a_key_is_fixed_for_ever() -> None:
     assert seeded_permutation(8, 0, 0, 0).tolist() != pinned  # a longer key is another key
 
 
+def test_the_order_of_a_seed_is_fixed_for_ever() -> None:
+    pinned = [(2, 1), (2, 0), (1, 1), (1, 0), (0, 0), (0, 1), (2, 0), (2, 1)]
+    assert plan([2, 2, 2], seed=3, together=2).batch(0, 8) == pinned
+
+
 def test_addresses_step_over_shards_without_blocks() -> None:
     index = BlockIndex([0, 2, 0, 0, 1])
     assert [index.address(n) for n in range(index.total)] == [
-        BlockAddress(1, 0, 0),
-        BlockAddress(1, 1, 1),
-        BlockAddress(4, 0, 2),
+        BlockAddress(1, 0),
+        BlockAddress(1, 1),
+        BlockAddress(4, 0),
     ]
 
 
 def test_a_plan_without_blocks_is_refused() -> None:
-    with pytest.raises(DataError):
-        BlockPlan([0, 0], 0, 1)
+    with pytest.raises(DataError, match="no shard holds"):
+        plan([0, 0])
+    with pytest.raises(DataError, match="no shard holds"):
+        plan([0, 0], counted=False).batch(0, 1)
 
 
 @given(st.integers(1, 500), st.integers(1, 500))
@@ -79,4 +112,4 @@ def test_evenly_spaced_blocks_are_distinct_ordered_and_spread(total: int, limit:
 
 
 def test_no_limit_means_all_blocks() -> None:
-    assert evenly_spaced(4, None) == [0, 1, 2, 3]
+    assert list(evenly_spaced(4, None)) == [0, 1, 2, 3]

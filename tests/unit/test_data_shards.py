@@ -1,127 +1,135 @@
-"""The on-disk contract: manifests and token arrays."""
+"""Token shards: arrays in a tar, mapped into memory."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+import io
+import tarfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calm_lightning.data.shards import (
-    Counts,
-    Manifest,
-    Settings,
-    ShardRecord,
-    SourceRecord,
-    SplitRecord,
-    TokenizerRecord,
-    decode_tokens,
-    encode_tokens,
+from calm_lightning.data.shards.tokens import (
+    DOMAINS_FIELD,
+    LENGTHS_FIELD,
+    NAMES_FIELD,
+    TEXT_BYTES_FIELD,
+    TOKENS_FIELD,
+    add_member,
+    open_token_shard,
     token_dtype,
+    write_token_shard,
 )
-from calm_lightning.errors import DataError
+
+Documents = list[tuple[list[int], str]]
+documents = st.lists(
+    st.tuples(st.lists(st.integers(0, 65_535), min_size=1, max_size=30), st.sampled_from(["a", "Règles", "c/d"])),
+    min_size=1,
+    max_size=8,
+)
 
 
-def make_manifest() -> Manifest:
-    shards = (
-        ShardRecord("train-000000.tar", 2, 100, 90, 4096, "a" * 64),
-        ShardRecord("train-000001.tar", 1, 33, 30, 2048, "b" * 64),
-    )
-    return Manifest(
-        tokenizer=TokenizerRecord("bytes", None, 257, 256, "c" * 64),
-        dtype="uint16",
-        splits={"train": SplitRecord(shards, {"Books": Counts(2, 103, 95), "Règles": Counts(1, 30, 25)})},
-        sources=(SourceRecord("train.jsonl", "train", 150, "d" * 64),),
-        settings=Settings("bytes", 64, 0.02, 0.02, None),
-    )
+def write(path: Path, rows: Documents, dtype: str = "uint16", name: str = "train-000000") -> Path:
+    names = sorted({domain for _, domain in rows})
+    with path.open("wb") as file:
+        write_token_shard(
+            file,
+            name,
+            tokens=np.array([i for ids, _ in rows for i in ids], dtype=dtype),
+            lengths=[len(ids) for ids, _ in rows],
+            domains=[names.index(domain) for _, domain in rows],
+            text_bytes=[3 * len(ids) for ids, _ in rows],
+            names=names,
+        )
+    return path
 
 
-def test_a_saved_manifest_loads_as_it_was(tmp_path: Path) -> None:
-    manifest = make_manifest()
-    manifest.save(tmp_path)
-    loaded = Manifest.load(tmp_path)
-    assert loaded == manifest
-    assert loaded.corpus_hash == manifest.corpus_hash
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+@given(documents, st.sampled_from(["uint16", "uint32"]))
+def test_a_shard_is_read_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, rows: Documents, dtype: str
+) -> None:
+    shard = open_token_shard(write(tmp_path_factory.mktemp("shards") / "s.tar", rows, dtype), dtype)
+    begins = [0, *shard.ends.tolist()[:-1]]
+    found = [shard.tokens[begin:end].tolist() for begin, end in zip(begins, shard.ends, strict=True)]
+    assert found == [ids for ids, _ in rows]
+    assert [shard.names[number] for number in shard.domains] == [domain for _, domain in rows]
+    assert shard.text_bytes.tolist() == [3 * len(ids) for ids, _ in rows]
+    assert shard.tokens.dtype == np.dtype(dtype) and not shard.tokens.flags.writeable
 
 
-def test_corpus_hash_changes_with_any_content() -> None:
-    manifest = make_manifest()
-    other_tokenizer = replace(manifest, tokenizer=replace(manifest.tokenizer, fingerprint="e" * 64))
-    other_settings = replace(manifest, settings=replace(manifest.settings, shard_tokens=65))
-    assert len({m.corpus_hash for m in (manifest, other_tokenizer, other_settings)}) == 3
+def test_equal_documents_give_equal_bytes(tmp_path: Path) -> None:
+    rows: Documents = [([256, 1, 2], "a"), ([256, 5], "b")]
+    assert write(tmp_path / "one.tar", rows).read_bytes() == write(tmp_path / "two.tar", rows).read_bytes()
 
 
-def test_blocks_and_left_over_tokens_add_up() -> None:
-    split = make_manifest().splits["train"]
-    assert split.totals == Counts(3, 133, 120)
-    assert split.blocks(32) == [3, 1]
-    assert split.dropped_tokens(32) == 4 + 1
+def test_a_shard_is_one_webdataset_sample_that_its_own_tools_read(tmp_path: Path) -> None:
+    import webdataset
+
+    path = write(tmp_path / "s.tar", [([256, 7, 8], "a"), ([256], "b")])
+    (sample,) = webdataset.WebDataset(str(path), shardshuffle=False).decode()
+    assert sample["__key__"] == "train-000000"
+    assert sample[TOKENS_FIELD].tolist() == [256, 7, 8, 256]
+    assert sample[LENGTHS_FIELD].tolist() == [3, 1] and sample[NAMES_FIELD] == {"domains": ["a", "b"]}
 
 
-def test_a_missing_manifest_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="calm data prepare"):
-        Manifest.load(tmp_path / "nowhere")
+def rewritten(path: Path, leave_out: str = "", **changed: bytes) -> Path:
+    """Write a shard's members anew, but for one left out or others changed (fields with `_` for the dot)."""
+    members: dict[str, bytes] = {}
+    with tarfile.open(path) as archive:
+        for member in archive:
+            content = archive.extractfile(member)
+            assert content is not None
+            members[member.name] = content.read()
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            field = name.partition(".")[2]
+            if field != leave_out:
+                add_member(archive, name, changed.get(field.replace(".", "_"), content))
+    return path
 
 
-def test_a_manifest_that_is_not_json_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(DataError, match="JSON"):
-        Manifest.load(tmp_path)
+def npy(values: object, dtype: str) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(values, dtype=dtype), allow_pickle=dtype == "object")
+    return buffer.getvalue()
 
 
-def edited(tmp_path: Path, edit: Any) -> Path:
-    value = json.loads(make_manifest().to_json())
-    edit(value)
-    (tmp_path / "manifest.json").write_text(json.dumps(value))
-    return tmp_path
-
-
-def test_another_schema_version_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"version 7.*version 1"):
-        Manifest.load(edited(tmp_path, lambda value: value.update(schema_version=7)))
+@pytest.mark.parametrize("field", [TOKENS_FIELD, LENGTHS_FIELD, DOMAINS_FIELD, TEXT_BYTES_FIELD, NAMES_FIELD])
+def test_a_missing_member_is_named(tmp_path: Path, field: str) -> None:
+    path = rewritten(write(tmp_path / "s.tar", [([256, 1], "a")]), leave_out=field)
+    with pytest.raises(ValueError, match=f"no {field}"):
+        open_token_shard(path, "uint16")
 
 
 @pytest.mark.parametrize(
-    "edit",
+    ("changed", "message"),
     [
-        lambda value: value.pop("tokenizer"),
-        lambda value: value["tokenizer"].update(vocabulary="257"),
-        lambda value: value["tokenizer"].update(colour="red"),
-        lambda value: value.update(dtype="float32"),
-        lambda value: value.update(splits=[]),
-        lambda value: value["splits"]["train"]["shards"].pop(),
-        lambda value: value["splits"]["train"]["domains"]["Books"].update(tokens=1),
-        lambda value: value["splits"]["train"]["shards"][0].update(file="../train-000000.tar"),
+        ({"tokens_npy": npy([256, 1], "uint32")}, "uint32"),
+        ({"tokens_npy": npy([[256, 1]], "uint16")}, "shape"),
+        ({"tokens_npy": npy([256], "uint16")}, "do not add up"),
+        ({"tokens_npy": npy([256, 1], "uint16") + b"more"}, "not as long"),
+        ({"tokens_npy": b"no array at all"}, "magic"),
+        ({"tokens_npy": npy([{}], "object")}, "object"),
+        ({"lengths_npy": npy([1, 1], "int64")}, "different lengths"),
+        ({"lengths_npy": npy([-2], "int64")}, "impossible"),
+        ({"domains_npy": npy([1], "int64")}, "impossible"),
+        ({"json": b"[]"}, "impossible"),
     ],
 )
-def test_an_incomplete_or_inconsistent_manifest_is_refused(tmp_path: Path, edit: Any) -> None:
-    with pytest.raises(DataError, match="damaged"):
-        Manifest.load(edited(tmp_path, edit))
+def test_a_shard_that_contradicts_itself_is_refused(tmp_path: Path, changed: dict[str, bytes], message: str) -> None:
+    path = rewritten(write(tmp_path / "s.tar", [([256, 1], "a")]), **changed)
+    with pytest.raises(ValueError, match=message):
+        open_token_shard(path, "uint16")
 
 
-def test_an_unknown_split_names_the_known_ones() -> None:
-    with pytest.raises(DataError, match=r"'dev'.*train"):
-        make_manifest().split("dev")
-
-
-@given(st.lists(st.integers(0, 65_535)), st.sampled_from(["uint16", "uint32"]))
-def test_token_arrays_round_trip(ids: list[int], dtype: str) -> None:
-    decoded = decode_tokens(encode_tokens(ids, dtype), dtype)
-    assert decoded.tolist() == ids
-    assert decoded.dtype == np.dtype(dtype)
-
-
-def test_a_token_array_of_another_type_or_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match="uint32"):
-        decode_tokens(encode_tokens([1, 2], "uint32"), "uint16")
-    with pytest.raises(ValueError, match="shape"):
-        decode_tokens(encode_tokens(np.zeros((2, 2), dtype=np.uint16), "uint16"), "uint16")
+@pytest.mark.parametrize("length", [0, 100, 512, 700])
+def test_a_shard_cut_short_is_refused(tmp_path: Path, length: int) -> None:
+    path = write(tmp_path / "s.tar", [([256, 1], "a")])
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError):
+        open_token_shard(path, "uint16")
 
 
 def test_dtype_is_the_narrowest_that_holds_every_id() -> None:

@@ -1,14 +1,15 @@
-"""The stream as a function, on real shards: ranks, workers, resumption, damage."""
+"""The stream as a function, on real shards: ranks, workers, resumption, mixtures, damage."""
 
 from __future__ import annotations
 
-import json
+import logging
 import shutil
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import lightning
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,24 +17,28 @@ from hypothesis import strategies as st
 from lightning.fabric.utilities.apply_func import move_data_to_device
 
 from calm_lightning.data.batch import TokenBatch
+from calm_lightning.data.blocks import BlockReader
 from calm_lightning.data.config import DataConfig
+from calm_lightning.data.corpus import Corpus
 from calm_lightning.data.datamodule import PileDataModule
-from calm_lightning.data.shards import Manifest, file_sha256
-from calm_lightning.data.stream import BlockStream, EvaluationBlocks, ShardReader
-from calm_lightning.errors import DataError
-from data_pipelines.prepare import prepare
-from data_pipelines.verify import read_shard
+from calm_lightning.data.shards.manifest import Manifest, SplitRecord
+from calm_lightning.data.shards.tokens import file_sha256, open_token_shard
+from calm_lightning.data.stream import BlockStream, EvaluationBlocks
+from calm_lightning.errors import DataError, ShardError
 
 T = 16
+SHARE = {"Books": 0.25, "Web": 0.75}
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("corpora") / "small"
-    for split, number in (("train", 60), ("val", 9)):
-        rows = [{"text": f"{split} document {i} " + "abcdefghij"[: i % 11] * 7} for i in range(number)]
-        (raw / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepare([raw], out, "bytes", shard_tokens=500)
+def corpus(tmp_path_factory: pytest.TempPathFactory, make_corpus: Any) -> Path:
+    out = tmp_path_factory.mktemp("corpora") / "small"
+    domains = ("Books", "Web", "Web", "Règles")
+    rows = {
+        split: [(f"{split} document {i} " + "abcdefghij"[: i % 11] * 7, domains[i % 4]) for i in range(number)]
+        for split, number in (("train", 80), ("val", 9))
+    }
+    make_corpus(out, rows, 10)
     return out
 
 
@@ -42,13 +47,30 @@ def own_corpus(corpus: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(corpus, tmp_path / "own"))
 
 
-def reader(corpus: Path, split: str = "train", block_tokens: int = T, keep: int = 2) -> ShardReader:
-    return ShardReader(corpus, Manifest.load(corpus), split, block_tokens, keep)
+def reader(corpus: Path, split: str = "train", block_tokens: int = T, **options: bool) -> BlockReader:
+    opened = Corpus(DataConfig(str(corpus)))
+    return BlockReader(opened.store, opened.manifest, split, block_tokens, **options)
 
 
-def stream(corpus: Path, *, start: int = 0, rank: int = 0, world: int = 1, batch_blocks: int = 6) -> BlockStream:
+def stream(
+    corpus: Path,
+    *,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    batch_blocks: int = 12,
+    shares: dict[str, float] | None = None,
+    **options: bool,
+) -> BlockStream:
     return BlockStream(
-        reader(corpus), seed=3, shuffle_shards=2, batch_blocks=batch_blocks, start=start, rank=rank, world=world
+        reader(corpus, **options),
+        seed=3,
+        shuffle_shards=2,
+        batch_blocks=batch_blocks,
+        start=start,
+        rank=rank,
+        world=world,
+        shares=shares,
     )
 
 
@@ -56,47 +78,64 @@ def rows_of(batches: list[TokenBatch]) -> list[list[int]]:
     return [row for batch in batches for row in batch.tokens.tolist()]
 
 
-def expected_blocks(corpus: Path, split: str) -> list[list[int]]:
-    """Cut the split's shards into blocks from the documents that another reader finds in them."""
-    manifest, blocks = Manifest.load(corpus), []
-    for shard in manifest.splits[split].shards:
-        tokens = np.concatenate([d.tokens for d in read_shard(corpus / shard.file, manifest.dtype)]).tolist()
-        blocks += [tokens[i : i + T] for i in range(0, len(tokens) - T + 1, T)]
+def expected_blocks(corpus: Path, split: str, domain: str | None = None) -> dict[int, list[int]]:
+    """Cut the split's shards into blocks by hand, each under the number that names it in training."""
+    manifest, blocks = Manifest.load(corpus), {}
+    names = list(manifest.splits[split].domains)
+    for number, record in enumerate(manifest.splits[split].shards):
+        shard = open_token_shard(corpus / record.file, manifest.dtype)
+        begins = [0, *shard.ends.tolist()[:-1]]
+        documents = [shard.tokens[begin:end].tolist() for begin, end in zip(begins, shard.ends, strict=True)]
+        labels = [shard.names[label] for label in shard.domains]
+        first = 0
+        for name in [None] if domain is None else names[: names.index(domain) + 1]:
+            chosen = [d for d, label in zip(documents, labels, strict=True) if name in (None, label)]
+            tokens = [token for document in chosen for token in document]
+            cut = [tokens[i : i + T] for i in range(0, len(tokens) - T + 1, T)]
+            if name == domain:
+                blocks |= {number << 32 | (first + place): block for place, block in enumerate(cut)}
+            first += len(cut)
     return blocks
 
 
 def test_an_epoch_holds_every_block_of_the_documents_once(corpus: Path) -> None:
     expected = expected_blocks(corpus, "train")
     batches = list(islice(stream(corpus, batch_blocks=1), len(expected)))
-    assert sorted(rows_of(batches)) == sorted(expected)
-    assert len(Manifest.load(corpus).splits["train"].shards) > 3  # so that groups and the cache matter
-    for batch in batches:
-        assert batch.tokens[0].tolist() == expected[int(batch.blocks[0])]
+    assert {int(batch.blocks[0]): batch.tokens[0].tolist() for batch in batches} == expected
+    assert len(Manifest.load(corpus).splits["train"].shards) > 3  # so that windows matter
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 60), st.sampled_from([1, 2, 3, 6]))
-def test_ranks_together_hold_the_global_batch_at_every_start(corpus: Path, start: int, world: int) -> None:
-    whole = next(iter(stream(corpus, start=start)))
-    parts = [next(iter(stream(corpus, start=start, rank=rank, world=world))) for rank in range(world)]
+@given(st.integers(0, 60), st.sampled_from([1, 2, 3, 4, 12]), st.sampled_from([None, SHARE]))
+def test_ranks_together_hold_the_global_batch_at_every_start(
+    corpus: Path, start: int, world: int, shares: dict[str, float] | None
+) -> None:
+    whole = next(iter(stream(corpus, start=start, shares=shares)))
+    parts = [next(iter(stream(corpus, start=start, rank=rank, world=world, shares=shares))) for rank in range(world)]
     assert {part.index for part in parts} == {whole.index} == {start}
-    assert sorted(int(n) for part in parts for n in part.blocks) == sorted(whole.blocks.tolist())
-    assert {part.tokens.shape for part in parts} == {(6 // world, T)}
+    found = sorted((int(n), row) for part in parts for n, row in zip(part.blocks, part.tokens.tolist(), strict=True))
+    assert found == sorted(zip(whole.blocks.tolist(), whole.tokens.tolist(), strict=True))
+    assert {part.tokens.shape for part in parts} == {(12 // world, T)}
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 40), st.integers(1, 20))
-def test_a_resumed_stream_is_the_tail_of_the_uninterrupted_one(corpus: Path, start: int, length: int) -> None:
-    whole = list(islice(stream(corpus), start + length))
-    resumed = list(islice(stream(corpus, start=start), length))
+@given(st.integers(0, 40), st.integers(1, 20), st.sampled_from([None, SHARE]))
+def test_a_resumed_stream_is_the_tail_of_the_uninterrupted_one(
+    corpus: Path, start: int, length: int, shares: dict[str, float] | None
+) -> None:
+    whole = list(islice(stream(corpus, shares=shares), start + length))
+    resumed = list(islice(stream(corpus, start=start, shares=shares), length))
     assert [batch.index for batch in resumed] == list(range(start, start + length))
     assert rows_of(resumed) == rows_of(whole[start:])
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_worker_processes_change_nothing(corpus: Path, workers: int) -> None:
+@pytest.mark.parametrize("weights", [{}, SHARE])
+def test_worker_processes_change_nothing(corpus: Path, workers: int, weights: dict[str, float]) -> None:
     def batches(number: int) -> list[TokenBatch]:
-        config = DataConfig(str(corpus), block_tokens=T, batch_tokens=4 * T, shuffle_shards=2, workers=number)
+        config = DataConfig(
+            str(corpus), block_tokens=T, batch_tokens=4 * T, shuffle_shards=2, workers=number, weights=weights
+        )
         module = PileDataModule(config, seed=5)
         module.position = 7
         return list(islice(module.train_dataloader(), 10))
@@ -107,21 +146,75 @@ def test_worker_processes_change_nothing(corpus: Path, workers: int) -> None:
 
 
 def test_a_split_smaller_than_a_batch_runs_on_into_the_next_epoch(corpus: Path) -> None:
-    total = len(expected_blocks(corpus, "train"))
-    batch = next(iter(stream(corpus, batch_blocks=2 * total)))
-    assert sorted(batch.blocks.tolist()) == sorted([*range(total), *range(total)])
+    expected = expected_blocks(corpus, "train")
+    batch = next(iter(stream(corpus, batch_blocks=2 * len(expected))))
+    assert sorted(batch.blocks.tolist()) == sorted([*expected, *expected])
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(corpus: Path) -> None:
-    with pytest.raises(DataError, match="multiple of 4"):
-        stream(corpus, world=4)
+    with pytest.raises(DataError, match="multiple of 5"):
+        stream(corpus, world=5)
+
+
+def test_continuing_far_into_an_epoch_reads_no_skipped_shard(own_corpus: Path) -> None:
+    whole = list(islice(stream(own_corpus, batch_blocks=1), len(expected_blocks(own_corpus, "train"))))
+    last_window = {int(n) >> 32 for batch in whole[-5:] for n in batch.blocks}
+    for number, shard in enumerate(Manifest.load(own_corpus).splits["train"].shards):
+        if number not in last_window:
+            (own_corpus / shard.file).unlink()
+    resumed = stream(own_corpus, batch_blocks=1, start=len(whole) - 5)
+    assert rows_of(list(islice(resumed, 5))) == rows_of(whole[-5:])
+
+
+class TestMixture:
+    def test_blocks_of_a_domain_are_cut_from_its_documents_alone(self, corpus: Path) -> None:
+        expected = expected_blocks(corpus, "train", "Web")
+        batches = list(islice(stream(corpus, batch_blocks=1, shares={"Web": 1.0}), len(expected)))
+        assert {int(batch.blocks[0]): batch.tokens[0].tolist() for batch in batches} == expected
+
+    def test_shares_are_kept_and_held_out_domains_stay_away(self, corpus: Path) -> None:
+        mixed = stream(corpus, shares=SHARE, documents=True)
+        counts = torch.zeros(3)
+        for batch in islice(mixed, 400):
+            assert batch.domains is not None
+            assert (batch.domains == batch.domains[:, :1]).all()  # a block is of one domain
+            counts += batch.domains[:, 0].bincount(minlength=3)
+        books, held_out, web = counts / counts.sum()
+        assert held_out == 0 and abs(books - 0.25) < 0.02 and abs(web - 0.75) < 0.02
+
+    def test_documents_are_told_in_training_where_asked(self, corpus: Path) -> None:
+        expected = expected_blocks(corpus, "train")
+        manifest = Manifest.load(corpus)
+        for shares in (None, SHARE):
+            batch = next(iter(stream(corpus, shares=shares, documents=True)))
+            assert batch.documents is not None
+            for row, documents in zip(batch.tokens, batch.documents, strict=True):
+                borders = (row == 256).nonzero().flatten().tolist()
+                changes = (documents.diff() != 0).nonzero().flatten() + 1
+                assert set(changes.tolist()) == {place for place in borders if place > 0}
+                assert documents.max() < manifest.splits["train"].totals.documents
+        assert len(expected) > 12
+
+    def test_a_domain_without_a_whole_block_is_named(self, corpus: Path) -> None:
+        with pytest.raises(DataError, match=r"block_tokens=300 tokens of domain 'Books'.*shorter blocks"):
+            BlockStream(
+                reader(corpus, block_tokens=300), seed=0, shuffle_shards=2, batch_blocks=1, shares={"Books": 1.0}
+            )
+
+    def test_the_module_takes_it_from_the_configuration(self, corpus: Path) -> None:
+        config = DataConfig(str(corpus), block_tokens=T, batch_tokens=4 * T, epochs={"Books": 2}, held_out=["Règles"])
+        module = PileDataModule(config, seed=0)
+        sizes = {name: counts.tokens for name, counts in module.manifest.split("train").domains.items()}
+        total = 2 * sizes["Books"] + sizes["Web"]
+        assert module.shares() == {"Books": 2 * sizes["Books"] / total, "Web": sizes["Web"] / total}
 
 
 def test_evaluation_is_the_same_blocks_in_order_every_time(corpus: Path) -> None:
-    expected = expected_blocks(corpus, "val")
+    expected = list(expected_blocks(corpus, "val").values())
     blocks = EvaluationBlocks(reader(corpus, "val"), batch_blocks=4, max_blocks=None)
     first, second = list(blocks), list(blocks)
     assert rows_of(first) == rows_of(second) == expected
+    assert [n for batch in first for n in batch.blocks.tolist()] == list(range(len(expected)))
     assert [batch.index for batch in first] == list(range(len(blocks)))
     some = EvaluationBlocks(reader(corpus, "val"), batch_blocks=4, max_blocks=5)
     assert rows_of(list(some)) == [expected[i * len(expected) // 5] for i in range(5)]
@@ -137,59 +230,51 @@ def test_the_index_stays_a_plain_int_on_its_way_to_a_device(corpus: Path) -> Non
 
 
 def test_blocks_longer_than_every_shard_are_refused(corpus: Path) -> None:
-    with pytest.raises(DataError, match=r"block_tokens=5000 is longer than any shard.*--shard-tokens"):
-        reader(corpus, block_tokens=5000)
+    module = PileDataModule(DataConfig(str(corpus), block_tokens=5000, batch_tokens=5000, eval_batch_tokens=5000), 0)
+    for loader in (module.train_dataloader, module.val_dataloader):
+        with pytest.raises(DataError, match=r"block of data\.block_tokens=5000 tokens"):
+            loader()
 
 
 def read_all(corpus: Path) -> None:
-    list(EvaluationBlocks(reader(corpus), batch_blocks=1, max_blocks=None))
+    list(EvaluationBlocks(reader(corpus, "train"), batch_blocks=1, max_blocks=None))
 
 
 def test_a_missing_shard_is_named(own_corpus: Path) -> None:
     (own_corpus / "train-000001.tar").unlink()
-    with pytest.raises(DataError, match=r"train-000001\.tar cannot be read"):
+    with pytest.raises(ShardError, match=r"train-000001\.tar"):
         read_all(own_corpus)
 
 
-def test_a_truncated_shard_is_named_with_its_size(own_corpus: Path) -> None:
-    path = own_corpus / "train-000001.tar"
-    path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(DataError, match=r"train-000001\.tar is damaged.*700 bytes"):
-        read_all(own_corpus)
-
-
-def rewrite_record(corpus: Path, vocabulary: int = 257, **changes: object) -> None:
-    """Make the manifest agree with train-000000.tar's bytes again, but for `changes`."""
+def rewrite_record(corpus: Path, **changes: Any) -> None:
+    """Make the manifest agree with train-000000.tar's bytes again, but for `changes` of its counts."""
     manifest = Manifest.load(corpus)
-    value = json.loads(manifest.to_json())
-    shard = value["splits"]["train"]["shards"][0]
-    path = corpus / shard["file"]
-    domain = value["splits"]["train"]["domains"]["unlabelled"]
-    for key in set(changes) & set(domain):
-        domain[key] += int(str(changes[key])) - shard[key]
-        value["splits"]["train"]["totals"][key] = domain[key]
-    shard.update(sha256=file_sha256(path), bytes=path.stat().st_size, **changes)
-    value["tokenizer"]["vocabulary"] = vocabulary
-    (corpus / "manifest.json").write_text(json.dumps(value))
+    shards = list(manifest.splits["train"].shards)
+    path = corpus / shards[0].file
+    domains = {name: replace(counts, **changes) for name, counts in shards[0].domains.items()}
+    shards[0] = replace(shards[0], sha256=file_sha256(path), bytes=path.stat().st_size, domains=domains)
+    replace(manifest, splits={**manifest.splits, "train": SplitRecord(tuple(shards))}).save(corpus)
 
 
 def test_a_shard_cut_in_the_tar_is_refused_though_its_checksum_fits(own_corpus: Path) -> None:
     path = own_corpus / "train-000000.tar"
     path.write_bytes(path.read_bytes()[:700])
     rewrite_record(own_corpus)
-    with pytest.raises(DataError, match=r"train-000000\.tar is not a readable token shard"):
+    with pytest.raises(ShardError, match=r"train-000000\.tar is not a readable token shard"):
         read_all(own_corpus)
 
 
 def test_a_shard_with_another_token_count_than_the_manifest_is_refused(own_corpus: Path) -> None:
     rewrite_record(own_corpus, tokens=499)
-    with pytest.raises(DataError, match=r"its manifest says 499"):
+    with pytest.raises(ShardError, match=r"train-000000\.tar holds .*its manifest says .*499"):
         read_all(own_corpus)
 
 
 def test_ids_beyond_the_vocabulary_are_refused(own_corpus: Path) -> None:
-    rewrite_record(own_corpus, vocabulary=200)
-    with pytest.raises(DataError, match=r"holds token id 256, the tokenizer has 200"):
+    manifest = Manifest.load(own_corpus)
+    assert manifest.tokenizer is not None
+    replace(manifest, tokenizer=replace(manifest.tokenizer, vocabulary=200)).save(own_corpus)
+    with pytest.raises(ShardError, match=r"holds token id 256, the tokenizer has 200"):
         read_all(own_corpus)
 
 
@@ -198,17 +283,69 @@ def test_damage_reaches_the_user_as_one_sentence(own_corpus: Path, workers: int)
     for shard in Manifest.load(own_corpus).splits["train"].shards:
         (own_corpus / shard.file).write_bytes(b"")
     config = DataConfig(str(own_corpus), block_tokens=T, batch_tokens=T, workers=workers)
-    with pytest.raises(DataError, match=r"^shard [^\n]*prepare the corpus again$"):
+    with pytest.raises(ShardError, match=r"^shard [^\n]*$"):
         next(iter(PileDataModule(config, seed=0).train_dataloader()))
 
 
-def test_shards_are_read_once_while_they_fit_in_memory(own_corpus: Path) -> None:
-    shards = Manifest.load(own_corpus).splits["train"].shards
-    blocks = reader(own_corpus, keep=len(shards))
-    list(EvaluationBlocks(blocks, batch_blocks=1, max_blocks=None))
-    for shard in shards:
-        (own_corpus / shard.file).unlink()
-    list(EvaluationBlocks(blocks, batch_blocks=1, max_blocks=None))
+class TestSkippedShards:
+    def test_blocks_of_the_next_shards_stand_in_counted_and_logged(
+        self, own_corpus: Path, corpus: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bad = own_corpus / "train-000003.tar"
+        bad.write_bytes(bad.read_bytes()[:-1] + b"x")
+        expected = expected_blocks(corpus, "train")
+        intact = list(islice(stream(corpus), 10))
+        with caplog.at_level(logging.WARNING):
+            skipping = list(islice(stream(own_corpus, skip=True), 10))
+        lost = {number for number in expected if number >> 32 == 3}
+        standing_in = sum(number in lost for batch in intact for number in batch.blocks.tolist())
+        assert sum(batch.replaced for batch in skipping) == standing_in > 0
+        for ours, whole in zip(skipping, intact, strict=True):
+            assert ours.blocks.tolist() == whole.blocks.tolist()
+            rows = zip(ours.blocks.tolist(), ours.tokens.tolist(), whole.tokens.tolist(), strict=True)
+            for number, row, there in rows:
+                next_shard = 4 << 32 | (number & 0xFFFFFFFF) % sum(n >> 32 == 4 for n in expected)
+                assert row == (expected[next_shard] if number in lost else there)
+        assert [record.message for record in caplog.records if "train-000003.tar" in record.message]
+
+    def test_by_default_the_run_stops(self, own_corpus: Path) -> None:
+        (own_corpus / "train-000003.tar").unlink()
+        with pytest.raises(ShardError, match="train-000003"):
+            list(islice(stream(own_corpus), 10))
+
+    def test_evaluation_never_skips(self, own_corpus: Path) -> None:
+        (own_corpus / "val-000000.tar").unlink()
+        config = DataConfig(str(own_corpus), block_tokens=T, batch_tokens=T, on_bad_shard="skip")
+        with pytest.raises(ShardError, match="val-000000"):
+            list(PileDataModule(config, 0).val_dataloader())
+
+    def test_a_split_of_bad_shards_is_an_error(self, own_corpus: Path) -> None:
+        for path in own_corpus.glob("train-*.tar"):
+            path.write_bytes(b"")
+        with pytest.raises(DataError, match="no shard of split 'train'"):
+            next(iter(stream(own_corpus, skip=True)))
+
+    def test_the_module_counts_what_was_replaced(self, own_corpus: Path) -> None:
+        (own_corpus / "train-000003.tar").unlink()
+        config = DataConfig(str(own_corpus), block_tokens=T, batch_tokens=4 * T, on_bad_shard="skip")
+        module = PileDataModule(config, seed=0)
+        for batch in islice(module.train_dataloader(), 60):
+            module.consumed(batch)
+        assert module.replaced > 0
+        again = PileDataModule(config, seed=0)
+        again.load_state_dict(module.state_dict())
+        assert (again.replaced, again.position) == (module.replaced, 60)
+
+
+def test_a_shard_replaced_under_a_running_job_stops_it(own_corpus: Path) -> None:
+    running = iter(stream(own_corpus, batch_blocks=1))
+    first = int(next(running).blocks[0]) >> 32
+    path = own_corpus / f"train-{first:06d}.tar"
+    other = path.read_bytes().replace(b"d\0o\0c\0", b"D\0O\0C\0")
+    path.with_suffix(".new").write_bytes(other)
+    path.with_suffix(".new").rename(path)
+    with pytest.raises(ShardError, match=path.name):
+        list(islice(running, 200))
 
 
 class TestPileDataModule:
@@ -223,7 +360,7 @@ class TestPileDataModule:
     def test_a_saved_position_continues_the_stream(self, corpus: Path) -> None:
         module = self.module(corpus)
         whole = list(islice(module.train_dataloader(), 8))
-        module.position = whole[4].index + 1
+        module.consumed(whole[4])
         restored = self.module(corpus)
         restored.load_state_dict(module.state_dict())
         assert rows_of(list(islice(restored.train_dataloader(), 3))) == rows_of(whole[5:])

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calm_lightning.data.batch import TokenBatch
+from calm_lightning.data.config import DataConfig
 from calm_lightning.data.texts import CorpusSplit, EvaluationText, PackedText
 from calm_lightning.data.tokenizers import BytesTokenizer
 from calm_lightning.errors import DataError
@@ -46,7 +47,7 @@ def test_blocks_hold_the_documents_one_after_the_other(texts: list[str], block_t
         rows = (part.flatten().tolist() for part in (batch.tokens, batch.documents, batch.domains))
         seen += [(token, number, packed.domains[domain]) for token, number, domain in zip(*rows, strict=True)]
     assert seen == flow[: len(flow) // block_tokens * block_tokens]
-    assert [int(n) for batch in batches for n in batch.blocks] == packed.block_numbers(block_tokens, None)
+    assert [int(n) for batch in batches for n in batch.blocks] == list(packed.block_numbers(block_tokens, None))
 
 
 def test_a_corpus_split_tells_the_same_of_its_tokens(tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def test_a_corpus_split_tells_the_same_of_its_tokens(tmp_path: Path) -> None:
         rows = [{"text": f"{split} {i} " * (i % 7), "meta": {"pile_set_name": "ab"[i % 2]}} for i in range(count)]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prepare([tmp_path / "train.jsonl", tmp_path / "val.jsonl"], tmp_path / "corpus", "bytes", shard_tokens=300)
-    text = CorpusSplit(tmp_path / "corpus", "val")
+    text = CorpusSplit(DataConfig(str(tmp_path / "corpus")), "val")
     assert text.domains == ("a", "b")
     seen: dict[int, set[int]] = {}
     for batch in read(text, 16, 3):
@@ -72,7 +73,7 @@ def test_a_corpus_split_tells_the_same_of_its_tokens(tmp_path: Path) -> None:
         assert tokens - {SEPARATOR} <= set(f"val {document} ".encode())
     assert len(text.block_numbers(16, 5)) == 5
     with pytest.raises(DataError, match="no split 'tset'"):
-        CorpusSplit(tmp_path / "corpus", "tset")
+        CorpusSplit(DataConfig(str(tmp_path / "corpus")), "tset")
 
 
 def test_a_text_without_documents_is_refused() -> None:

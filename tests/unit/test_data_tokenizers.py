@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calm_lightning.data.shards import TokenizerRecord
+from calm_lightning.data.shards.manifest import TokenizerRecord
 from calm_lightning.data.tokenizers import (
     SEPARATOR,
     BytesTokenizer,
@@ -137,7 +138,7 @@ def test_a_file_without_a_separator_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", ["word", "bpe", "bpe:many", "bytes:2", "file:", ""])
-def test_an_unknown_spec_names_the_known_ones(spec: str) -> None:
+def test_an_unknown_spec_names_the_known_ones(tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match=r"unknown tokenizer.*bpe:1024"):
         make_tokenizer(spec, ())
 
@@ -155,3 +156,11 @@ def test_a_tiktoken_file_of_another_size_is_not_llama3(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_text("YQ== 0\nYg== 1\n")
     with pytest.raises(DataError, match="2 entries"):
         make_tokenizer(f"llama3:{tmp_path / 'tokenizer.model'}", ())
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_a_copy_in_another_process_lets_no_text_forge_a_border(tokenizer: Tokenizer) -> None:
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    text = f"a {SEPARATOR} b"
+    assert copy.encode(text) == tokenizer.encode(text) and copy.separator_id not in copy.encode(text)
+    assert copy.fingerprint == tokenizer.fingerprint

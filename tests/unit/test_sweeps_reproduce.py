@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 from rich.console import Console
 from test_sweeps_objective import TinyExecute, tiny_sweep
 
-from calm_lightning.data.shards import Manifest
+from calm_lightning.data.shards.manifest import Manifest
 from calm_lightning.errors import DataError
 from data_pipelines.prepare import prepare
 from sweeps.config import SweepConfig

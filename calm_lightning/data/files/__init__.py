@@ -1,0 +1,1 @@
+"""Where bytes are: local files, addresses, commands, and the bounded cache between them and the reader."""

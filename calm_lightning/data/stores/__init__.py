@@ -1,0 +1,1 @@
+"""Shards as arrays, whichever kind of corpus they come from."""

@@ -1,0 +1,1 @@
+"""Which documents are kept, how they are normalised, and which split they belong to."""

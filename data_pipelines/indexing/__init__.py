@@ -1,0 +1,1 @@
+"""Tars that others made as a corpus of text."""

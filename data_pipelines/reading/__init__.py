@@ -1,0 +1,1 @@
+"""Raw corpora as documents, whatever their format and wherever they lie."""

@@ -1,0 +1,1 @@
+"""Documents into shards, in parallel processes, restartable at any moment."""

@@ -1,0 +1,201 @@
+"""The work directory of a preparation: what is done so far, as files, so that a killed run continues.
+
+It lies beside the target as `.NAME.partial` and is locked by the one process that prepares it; the lock is the
+operating system's, so it goes with a killed process. Every file in it appears whole, under its name, after its bytes
+are on the disk: what is there can be trusted, what is not is made again. The price is an fsync per piece.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from calm_lightning.errors import DataError
+
+_log = logging.getLogger(__name__)
+_SETTINGS, _SKIP_BAD = "settings", "skip_bad"
+
+
+class Key(NamedTuple):
+    """A piece: the number of its source, and its own number in it, both from 0. Keys sort in the corpus' order."""
+
+    source: int
+    piece: int
+
+    def __str__(self) -> str:
+        return f"{self.source:06d}-{self.piece:08d}"
+
+    @classmethod
+    def parse(cls, name: str) -> Key:
+        """Return the key at the beginning of a file name."""
+        source, piece = name.partition(".")[0].split("-")
+        return cls(int(source), int(piece))
+
+
+@dataclass(frozen=True)
+class SourceEnd:
+    """What is known of a source once it has been read to its end.
+
+    Attributes:
+        pieces: How many pieces it was cut into.
+        sha256: Checksum of its stored bytes.
+    """
+
+    pieces: int
+    sha256: str
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Make a file whole or not at all, and have it on the disk before it gets its name.
+
+    Args:
+        path: The file.
+        write: Writes its content.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    data = json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
+    write_file(path, lambda file: _write_all(file, data))
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+
+
+@dataclass(frozen=True)
+class WorkDirectory:
+    """Names of what lies in a work directory.
+
+    Attributes:
+        path: The directory.
+    """
+
+    path: Path
+
+    @property
+    def corpus(self) -> Path:
+        """The corpus as far as it is written; it is moved to the target in the end."""
+        return self.path / "corpus"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer that pieces are encoded with."""
+        return self.path / "tokenizer"
+
+    @property
+    def state(self) -> Path:
+        """How far pieces have become shards."""
+        return self.path / "state.json"
+
+    @property
+    def verdicts(self) -> Path:
+        """Which documents are duplicates; there once all are judged."""
+        return self.path / "verdicts"
+
+    def piece(self, key: Key, split: str) -> Path:
+        """Return where the documents of a piece that belong to `split` are."""
+        return self.path / "pieces" / f"{key}.{split}.npz"
+
+    def marker(self, key: Key) -> Path:
+        """Return the file that says that a piece is made, and what was left out of it."""
+        return self.path / "pieces" / f"{key}.json"
+
+    def look(self, key: Key) -> Path:
+        """Return where the fingerprints of a piece are."""
+        return self.path / "looks" / f"{key}.npz"
+
+    def source_end(self, source: int) -> SourceEnd | None:
+        """Return what is known of a source that was read to its end."""
+        path = self.path / "sources" / f"{source:06d}.json"
+        return SourceEnd(**json.loads(path.read_text())) if path.exists() else None
+
+    def record_source(self, source: int, end: SourceEnd) -> None:
+        """Remember that a source was read to its end."""
+        write_json(self.path / "sources" / f"{source:06d}.json", asdict(end))
+
+    def begin(self, plan: Mapping[str, Any]) -> None:
+        """Continue the work that lies here if it is that of `plan`, otherwise clear it and begin.
+
+        Args:
+            plan: Everything that decides what the work makes, JSON-ready; `plan["settings"]["skip_bad"]` may be
+                switched on between two runs, since nothing was skipped until then.
+        """
+        path = self.path / "plan.json"
+        found = json.loads(path.read_text()) if path.exists() else None
+        given = json.loads(json.dumps(plan))
+        if found != given and not _continues(found, given):
+            if found is not None:
+                _log.warning("%s held unfinished work on other sources or settings: it was cleared", self.path)
+            self.clear()
+        for name in ("corpus", "pieces", "looks", "sources"):
+            (self.path / name).mkdir(exist_ok=True)
+            for leftover in (self.path / name).glob(".*.partial"):
+                leftover.unlink()
+        if found != given:
+            write_json(path, given)
+
+    def clear(self) -> None:
+        """Delete everything in it; the plan goes last, since without it the rest counts for nothing."""
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "plan.json"):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def has_work(self) -> bool:
+        """Return whether there is anything that a later run would not have to do again."""
+        return any(any((self.path / name).glob("*")) for name in ("pieces", "looks", "corpus", "sources"))
+
+
+def _continues(found: dict[str, Any] | None, given: dict[str, Any]) -> bool:
+    """Return whether two plans differ by nothing but bad records being skipped from now on."""
+    if found is None or not given[_SETTINGS][_SKIP_BAD]:
+        return False
+    return {**found, _SETTINGS: {**found[_SETTINGS], _SKIP_BAD: True}} == given
+
+
+def work_path(target: Path) -> Path:
+    """Return where the work directory of a target is."""
+    return target.with_name(f".{target.name}.partial")
+
+
+@contextmanager
+def work_directory(target: Path) -> Iterator[WorkDirectory]:
+    """Yield the work directory of a target, this process' own meanwhile.
+
+    Raises:
+        DataError: Another process is at work there.
+    """
+    path = work_path(target)
+    handle = _locked(path, target)
+    try:
+        yield WorkDirectory(path)
+    finally:
+        os.close(handle)
+
+
+def _locked(path: Path, target: Path) -> int:
+    while True:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise DataError(f"another process is preparing {target}: wait for it, then run again") from None
+        if path.exists() and path.stat().st_ino == os.fstat(handle).st_ino:
+            return handle
+        os.close(handle)  # its owner finished and deleted it just before the lock was ours
