@@ -52,7 +52,7 @@ def test_blocks_hold_the_documents_one_after_the_other(texts: list[str], block_t
 
 def test_a_corpus_split_tells_the_same_of_its_tokens(tmp_path: Path) -> None:
     for split, count in (("train", 30), ("val", 40)):
-        rows = [{"text": f"{split} {i} " * (i % 7), "meta": {"pile_set_name": "ab"[i % 2]}} for i in range(count)]
+        rows = [{"text": f"{split} {i} " * (i % 7 + 1), "meta": {"pile_set_name": "ab"[i % 2]}} for i in range(count)]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prepare([tmp_path / "train.jsonl", tmp_path / "val.jsonl"], tmp_path / "corpus", "bytes", shard_tokens=300)
     text = CorpusSplit(DataConfig(str(tmp_path / "corpus")), "val")

@@ -138,7 +138,7 @@ def test_a_file_without_a_separator_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", ["word", "bpe", "bpe:many", "bytes:2", "file:", ""])
-def test_an_unknown_spec_names_the_known_ones(tokenizer: Tokenizer) -> None:
+def test_an_unknown_spec_names_the_known_ones(spec: str) -> None:
     with pytest.raises(DataError, match=r"unknown tokenizer.*bpe:1024"):
         make_tokenizer(spec, ())
 
