@@ -39,20 +39,22 @@ class _Documents(NamedTuple):
     ends: Numbers
 
 
-class Block(NamedTuple):
-    """What a batch is made of.
+class Blocks(NamedTuple):
+    """Blocks of a batch that are cut alike; arrays of one entry per block.
 
     Attributes:
-        shard: Index of the shard in the split.
-        place: Index of the block among those of the shard, or of its documents of `domain`.
-        domain: The one domain it is cut from; None means all of them, as the shard holds them.
-        number: What names it in `TokenBatch.blocks`.
+        rows: Place in the batch.
+        shards: Index of the shard in the split.
+        places: Index of the block among those of the shard, or of its documents of `domain`.
+        numbers: What names it in `TokenBatch.blocks`.
+        domain: The one domain they are cut from; None means all of them, as the shards hold them.
     """
 
-    shard: int
-    place: int
+    rows: Numbers
+    shards: Numbers
+    places: Numbers
+    numbers: Numbers
     domain: str | None
-    number: int
 
 
 class _Opened(NamedTuple):
@@ -124,31 +126,35 @@ class BlockReader:
         """Begin to open shards in the background."""
         self._store.prefetch(self._split, [shard for shard in shards if shard not in self._bad])
 
-    def batch(self, blocks: Sequence[Block], index: int) -> TokenBatch:
-        """Return blocks as one micro-batch numbered `index`.
+    def batch(self, parts: Sequence[Blocks], index: int) -> TokenBatch:
+        """Return blocks as one micro-batch.
+
+        Args:
+            parts: The blocks; `rows` of all parts together are 0 .. B - 1.
+            index: Number of the micro-batch.
 
         Raises:
             ShardError: A shard cannot be had, or is not what its manifest says.
             DataError: No shard of the split can be read.
         """
-        T = self.block_tokens
-        tokens_BT = np.empty((len(blocks), T), dtype=np.int64)
-        labels_2BT = np.empty((2, len(blocks), T), dtype=np.int64) if self._documents else None
-        opened: dict[tuple[int, str | None], _Opened] = {}
+        T, B = self.block_tokens, sum(len(part.rows) for part in parts)
+        tokens_BT, numbers_B = np.empty((B, T), dtype=np.int64), np.empty(B, dtype=np.int64)
+        labels_2BT = np.empty((2, B, T), dtype=np.int64) if self._documents else None
         replaced = 0
-        for row, (shard, place, domain, _) in enumerate(blocks):
-            if (found := opened.get((shard, domain))) is None:
-                found = opened[shard, domain] = self._open(shard, domain)
-            if found.number != shard:
-                replaced, place = replaced + 1, place % found.blocks
-            if domain is None:
-                tokens_BT[row] = found.shard.tokens[place * T : (place + 1) * T]
-            if domain is not None or labels_2BT is not None:
-                labels_2T = None if labels_2BT is None else labels_2BT[:, row]
-                self._gather(found, domain, place, tokens_BT[row], labels_2T)
-        numbers_B = torch.tensor([block.number for block in blocks], dtype=torch.int64)
+        for rows, shards, places, numbers, domain in parts:
+            numbers_B[rows] = numbers
+            opened = {shard: self._open(shard, domain) for shard in set(shards.tolist())}
+            for row, shard, place in zip(rows.tolist(), shards.tolist(), places.tolist(), strict=True):
+                found = opened[shard]
+                if found.number != shard:
+                    replaced, place = replaced + 1, place % found.blocks
+                if domain is None:
+                    tokens_BT[row] = found.shard.tokens[place * T : (place + 1) * T]
+                if domain is not None or labels_2BT is not None:
+                    labels_2T = None if labels_2BT is None else labels_2BT[:, row]
+                    self._gather(found, domain, place, tokens_BT[row], labels_2T)
         labels = () if labels_2BT is None else (torch.from_numpy(labels_2BT[0]), torch.from_numpy(labels_2BT[1]))
-        batch = TokenBatch(torch.from_numpy(tokens_BT), index, numbers_B, *labels)
+        batch = TokenBatch(torch.from_numpy(tokens_BT), index, torch.from_numpy(numbers_B), *labels)
         return batch._replace(replaced=replaced) if replaced else batch
 
     def _gather(

@@ -13,10 +13,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calm_lightning.data.config import DataConfig
 from calm_lightning.data.packing import seeded_permutation
+from calm_lightning.data.shards.tokens import Numbers
 from calm_lightning.errors import DataError
 
 ROUND = 1 << 16
@@ -57,7 +57,7 @@ def domain_shares(config: DataConfig, sizes: Mapping[str, int]) -> dict[str, flo
     return {name: amount / total for name, amount in amounts.items()}
 
 
-def quotas(shares: Sequence[float]) -> NDArray[np.int64]:
+def quotas(shares: Sequence[float]) -> Numbers:
     """Return how many blocks of a round each stream gives: the largest remainders are rounded up, none is left at 0.
 
     Args:
@@ -86,19 +86,34 @@ class Schedule:
         self._quotas, self._seed, self._round = quotas(shares), seed, -1
         self._streams = np.repeat(np.arange(len(self._quotas)), self._quotas)
         self._rank_of_sorted = np.concatenate([np.arange(quota) for quota in self._quotas])
-        self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._rank: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._order: Numbers = np.empty(0, dtype=np.int64)
+        self._rank: Numbers = np.empty(0, dtype=np.int64)
 
-    def at(self, position: int) -> tuple[int, int]:
-        """Return the stream at a position and how many blocks the stream has given before it."""
-        number, offset = divmod(position, ROUND)
+    def batch(self, position: int, count: int) -> tuple[Numbers, Numbers]:
+        """Return, of `count` positions from `position` on, the stream and how many blocks it has given before.
+
+        Returns:
+            Two arrays of shape (count,). The second counts up by one from place to place of the same stream.
+        """
+        parts: list[tuple[Numbers, Numbers]] = []
+        found = 0
+        while found < count:
+            number, offset = divmod(position + found, ROUND)
+            self._enter(number)
+            part = slice(offset, offset + count - found)
+            streams = self._order[part]
+            parts.append((streams, number * self._quotas[streams] + self._rank[part]))
+            found += len(streams)
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([streams for streams, _ in parts]), np.concatenate([ordinals for _, ordinals in parts])
+
+    def _enter(self, number: int) -> None:
         if number != self._round:
             self._round = number
             self._order = self._streams[seeded_permutation(ROUND, self._seed, _SCHEDULE, number)]
             self._rank = np.empty(ROUND, dtype=np.int64)
             self._rank[np.argsort(self._order, kind="stable")] = self._rank_of_sorted
-        stream = int(self._order[offset])
-        return stream, number * int(self._quotas[stream]) + int(self._rank[offset])
 
 
 def stream_key(seed: int, domain: str | None) -> tuple[int, ...]:

@@ -16,24 +16,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calm_lightning.data.shards.tokens import Numbers
 from calm_lightning.errors import DataError
 
 
-class BlockAddress(NamedTuple):
-    """Where a block lies.
-
-    Attributes:
-        shard: Index of the shard in its split.
-        block: Index of the block in the shard: its tokens start at `block * T`.
-    """
-
-    shard: int
-    block: int
-
-
-def seeded_permutation(length: int, *key: int) -> NDArray[np.int64]:
+def seeded_permutation(length: int, *key: int) -> Numbers:
     """Return a permutation of range(length) that depends on `key` alone.
 
     Sorts raw generator output, which numpy promises never to change, rather than calling
@@ -58,8 +46,8 @@ class _Window(NamedTuple):
     epoch: int
     number: int
     begin: int
-    shards: NDArray[np.int64]
-    counts: NDArray[np.int64]
+    shards: Numbers
+    counts: Numbers
 
     @property
     def end(self) -> int:
@@ -100,23 +88,29 @@ class BlockPlan:
         self._total = sum(blocks_of(shard) for shard in range(shards)) if counted else None
         self._what = what
         self._check()
-        self._permutation = (-1, np.empty(0, dtype=np.int64))
+        nothing = np.empty(0, dtype=np.int64)
+        self._permutation = (-1, nothing)
         self._window: _Window | None = None
-        self._order: tuple[tuple[int, int], NDArray[np.int64]] = ((-1, -1), np.empty(0, dtype=np.int64))
+        self._order: tuple[tuple[int, int], Numbers, Numbers] = ((-1, -1), nothing, nothing)
 
-    def batch(self, position: int, count: int) -> list[BlockAddress]:
-        """Return the blocks at positions `position` .. `position + count - 1` of the stream."""
-        addresses: list[BlockAddress] = []
-        while len(addresses) < count:
-            window = self._window = self._window_of(position + len(addresses))
-            first = position + len(addresses) - window.begin
-            order = self._shuffled(window)[first : first + count - len(addresses)]
-            ends = np.cumsum(window.counts)
-            places = np.searchsorted(ends, order, side="right")  # steps over shards that hold no block
-            blocks = order - (ends - window.counts)[places]
-            rows = zip(window.shards[places].tolist(), blocks.tolist(), strict=True)
-            addresses += [BlockAddress(shard, block) for shard, block in rows]
-        return addresses
+    def batch(self, position: int, count: int) -> tuple[Numbers, Numbers]:
+        """Return the blocks at positions `position` .. `position + count - 1` of the stream.
+
+        Returns:
+            Index of the shard of each, and index of each block in its shard (its tokens start at `index * T`): two
+            arrays of shape (count,).
+        """
+        parts: list[tuple[Numbers, Numbers]] = []
+        found = 0
+        while found < count:
+            window = self._window = self._window_of(position + found)
+            shards, blocks = self._shuffled(window)
+            part = slice(position + found - window.begin, position + count - window.begin)
+            parts.append((shards[part], blocks[part]))
+            found += len(parts[-1][0])
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([shards for shards, _ in parts]), np.concatenate([blocks for _, blocks in parts])
 
     def shards_ahead(self) -> list[int]:
         """Return the shards of the window behind the one that was read last."""
@@ -148,7 +142,7 @@ class BlockPlan:
         last = (window.number + 1) * self._shuffle_shards >= self._shards
         return (window.epoch + 1, 0) if last else (window.epoch, window.number + 1)
 
-    def _shards_of(self, epoch: int, number: int) -> NDArray[np.int64]:
+    def _shards_of(self, epoch: int, number: int) -> Numbers:
         if self._permutation[0] != epoch:
             self._permutation = (epoch, seeded_permutation(self._shards, *self._key, epoch))
         first = number * self._shuffle_shards
@@ -159,12 +153,15 @@ class BlockPlan:
         counts = np.array([self._blocks_of(int(shard)) for shard in shards], dtype=np.int64)
         return _Window(epoch, number, begin, shards, counts)
 
-    def _shuffled(self, window: _Window) -> NDArray[np.int64]:
-        """Return the order of a window's blocks, numbered in the order of its shards."""
+    def _shuffled(self, window: _Window) -> tuple[Numbers, Numbers]:
+        """Return the shards and blocks of a window in the order they are visited in."""
         place = (window.epoch, window.number)
         if self._order[0] != place:
-            self._order = (place, seeded_permutation(window.end - window.begin, *self._key, *place))
-        return self._order[1]
+            order = seeded_permutation(window.end - window.begin, *self._key, *place)
+            ends = np.cumsum(window.counts)
+            owners = np.searchsorted(ends, order, side="right")  # steps over shards that hold no block
+            self._order = (place, window.shards[owners], order - (ends - window.counts)[owners])
+        return self._order[1:]
 
 
 class BlockIndex:
@@ -179,11 +176,11 @@ class BlockIndex:
         self._first = np.concatenate(([0], np.cumsum(np.asarray(blocks_per_shard, dtype=np.int64))))
         self.total = int(self._first[-1])
 
-    def address(self, number: int) -> BlockAddress:
-        """Return where block `number` lies."""
+    def locate(self, numbers: Sequence[int]) -> tuple[Numbers, Numbers]:
+        """Return the shard of each block, and its index in the shard, (blocks,) both."""
         # side="right" steps over shards that hold no block
-        shard = int(np.searchsorted(self._first, number, side="right")) - 1
-        return BlockAddress(shard, number - int(self._first[shard]))
+        shards = np.searchsorted(self._first, numbers, side="right") - 1
+        return shards, np.asarray(numbers, dtype=np.int64) - self._first[shards]
 
 
 def evenly_spaced(total: int, limit: int | None) -> range | list[int]:

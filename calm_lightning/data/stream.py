@@ -13,10 +13,11 @@ from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from calm_lightning.data.batch import TokenBatch
-from calm_lightning.data.blocks import Block, BlockReader
+from calm_lightning.data.blocks import BlockReader, Blocks
 from calm_lightning.data.mixture import Schedule, stream_key
 from calm_lightning.data.packing import BlockIndex, BlockPlan, evenly_spaced
 from calm_lightning.errors import DataError
@@ -102,23 +103,29 @@ class BlockStream(IterableDataset[TokenBatch]):
                     self._reader.prefetch(coming)
             index += step
 
-    def _joined(self, begin: int) -> list[Block]:
+    def _joined(self, begin: int) -> list[Blocks]:
         """Return the rank's part of the micro-batch whose first position is `begin`, all domains together."""
-        addresses = self._plans[0].batch(begin, self._batch_blocks)[self._rank :: self._world]
-        return [Block(shard, place, None, shard << 32 | place) for shard, place in addresses]
+        shards, places = (a[self._rank :: self._world] for a in self._plans[0].batch(begin, self._batch_blocks))
+        return [Blocks(np.arange(len(shards)), shards, places, shards << 32 | places, None)]
 
-    def _mixed(self, begin: int) -> list[Block]:
+    def _mixed(self, begin: int) -> list[Blocks]:
         """Return the rank's part of the micro-batch whose first position is `begin`, drawn by domain."""
         assert self._schedule is not None
-        blocks = []
-        for position in range(begin + self._rank, begin + self._batch_blocks, self._world):
-            stream, ordinal = self._schedule.at(position)
-            ((shard, place),) = self._plans[stream].batch(ordinal, 1)
-            domain = self._domains[stream]
-            earlier = self._reader.domains[: self._reader.domains.index(domain or "")]
-            first = sum(self._reader.blocks_of(shard, name) for name in earlier)
-            blocks.append(Block(shard, place, domain, shard << 32 | (first + place)))
-        return blocks
+        streams_B, ordinals_B = self._schedule.batch(begin, self._batch_blocks)
+        parts = []
+        for stream in np.unique(streams_B).tolist():
+            at = np.flatnonzero(streams_B == stream)
+            shards, places = self._plans[stream].batch(int(ordinals_B[at[0]]), len(at))
+            own = at % self._world == self._rank
+            firsts = np.array([self._first_number(shard, stream) for shard in shards.tolist()], dtype=np.int64)
+            rows, shards, places = at[own] // self._world, shards[own], places[own]
+            parts.append(Blocks(rows, shards, places, shards << 32 | (firsts[own] + places), self._domains[stream]))
+        return parts
+
+    def _first_number(self, shard: int, stream: int) -> int:
+        """Return the number, in its shard, of the first block of a stream's domain."""
+        earlier = self._reader.domains[: self._reader.domains.index(self._domains[stream] or "")]
+        return sum(self._reader.blocks_of(shard, name) for name in earlier)
 
 
 class _Blocks:
@@ -136,10 +143,14 @@ class TokenLoader(DataLoader[TokenBatch]):
 
     def __init__(self, stream: IterableDataset[TokenBatch], workers: int = 0) -> None:
         """Load `stream` with `workers` processes, 0 meaning this one."""
+        self._stream = stream
         init = _end_with_parent if workers else None
         super().__init__(stream, batch_size=None, num_workers=workers, collate_fn=_as_is, worker_init_fn=init)
 
     def __iter__(self) -> Iterator[TokenBatch]:  # type: ignore[override]  # typed as one concrete iterator class
+        if not self.num_workers:  # torch's own loop would only cost time
+            yield from self._stream
+            return
         for item in super().__iter__():
             if isinstance(item, DataError):
                 raise item
@@ -202,6 +213,5 @@ class EvaluationBlocks(IterableDataset[TokenBatch]):
     def __iter__(self) -> Iterator[TokenBatch]:
         for index in range(len(self)):
             numbers = self.block_numbers[index * self._batch_blocks : (index + 1) * self._batch_blocks]
-            addresses = [self._index.address(number) for number in numbers]
-            blocks = [Block(*address, None, number) for address, number in zip(addresses, numbers, strict=True)]
-            yield self._reader.batch(blocks, index)
+            rows, named = np.arange(len(numbers)), np.asarray(numbers, dtype=np.int64)
+            yield self._reader.batch([Blocks(rows, *self._index.locate(numbers), named, None)], index)

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calm_lightning.data.config import DataConfig
 from calm_lightning.data.mixture import ROUND, Schedule, domain_shares, quotas, stream_key
+from calm_lightning.data.shards.tokens import Numbers
 from calm_lightning.errors import DataError
 
 SIZES = {"Books": 600, "Code": 300, "Web": 100}
@@ -67,11 +68,17 @@ def test_a_round_holds_every_stream_in_its_share(parts: list[float]) -> None:
     assert np.abs(found - exact).max() <= 1 + len(parts)
 
 
+def rows(arrays: tuple[Numbers, Numbers]) -> list[tuple[int, int]]:
+    streams, ordinals = arrays
+    return list(zip(streams.tolist(), ordinals.tolist(), strict=True))
+
+
+@settings(deadline=None)
 @given(st.integers(0, 2**40), st.integers(0, 3 * ROUND), st.integers(1, 50))
 def test_a_stream_gives_its_blocks_one_after_another(seed: int, begin: int, length: int) -> None:
     schedule, fresh = Schedule([0.5, 0.3, 0.2], seed), Schedule([0.5, 0.3, 0.2], seed)
-    places = [schedule.at(begin + i) for i in range(length)]
-    assert places == [fresh.at(begin + i) for i in reversed(range(length))][::-1]
+    places = rows(schedule.batch(begin, length))
+    assert places == [rows(fresh.batch(begin + i, 1))[0] for i in reversed(range(length))][::-1]
     for stream in range(3):
         ordinals = [ordinal for found, ordinal in places if found == stream]
         assert ordinals == list(range(ordinals[0], ordinals[0] + len(ordinals))) if ordinals else True
@@ -79,7 +86,7 @@ def test_a_stream_gives_its_blocks_one_after_another(seed: int, begin: int, leng
 
 def test_a_round_starts_where_the_last_one_ended() -> None:
     schedule = Schedule([0.75, 0.25], seed=1)
-    places = [schedule.at(i) for i in range(2 * ROUND)]
+    places = rows(schedule.batch(0, 2 * ROUND))
     assert Counter(stream for stream, _ in places) == {0: 1.5 * ROUND, 1: 0.5 * ROUND}
     assert sorted(ordinal for stream, ordinal in places if stream == 1) == list(range(ROUND // 2))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -23,6 +24,7 @@ from calm_lightning.data.corpus import Corpus
 from calm_lightning.data.datamodule import PileDataModule
 from calm_lightning.data.shards.manifest import Manifest, SplitRecord
 from calm_lightning.data.shards.tokens import file_sha256, open_token_shard
+from calm_lightning.data.stores.store import CHECKED_EVERY
 from calm_lightning.data.stream import BlockStream, EvaluationBlocks
 from calm_lightning.errors import DataError, ShardError
 
@@ -344,6 +346,7 @@ def test_a_shard_replaced_under_a_running_job_stops_it(own_corpus: Path) -> None
     other = path.read_bytes().replace(b"d\0o\0c\0", b"D\0O\0C\0")
     path.with_suffix(".new").write_bytes(other)
     path.with_suffix(".new").rename(path)
+    time.sleep(2 * CHECKED_EVERY)
     with pytest.raises(ShardError, match=path.name):
         list(islice(running, 200))
 

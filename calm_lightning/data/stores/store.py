@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -26,6 +28,8 @@ from calm_lightning.errors import ShardError
 
 KEPT = 384
 """Shards kept open; each holds one file descriptor."""
+CHECKED_EVERY = 0.05
+"""Seconds after which an open shard's file is looked at again, in case it has been replaced."""
 
 
 class ShardStore(Protocol):
@@ -57,6 +61,14 @@ class ShardStore(Protocol):
         """Begin to open shards in the background; what goes wrong is raised where they are opened."""
 
 
+@dataclass
+class _Kept:
+    """An open shard, and when its file was last looked at (seconds of the monotonic clock)."""
+
+    shard: TokenShard
+    checked: float
+
+
 class OpenShards(ABC):
     """Keeps shards open and opens them ahead: the part that all stores share.
 
@@ -71,7 +83,7 @@ class OpenShards(ABC):
         """Make the state that belongs to one process."""
         self._owner = os.getpid()
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, int], TokenShard] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int], _Kept] = OrderedDict()
         self._coming: dict[tuple[str, int], Future[TokenShard]] = {}
         self._asked: SimpleQueue[tuple[str, int]] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -93,24 +105,23 @@ class OpenShards(ABC):
         """Raise a ShardError if the file of an open shard has been replaced by another."""
 
     def open(self, split: str, shard: int) -> TokenShard:
-        """See `ShardStore.open`. Cost of a shard that is open: one `stat`."""
+        """See `ShardStore.open`. Cost of a shard that is open: a look-up, and now and then one `stat`."""
         if self._owner != os.getpid():
             self._begin()
         key = (split, shard)
+        if (kept := self._kept.get(key)) is not None:
+            self._kept.move_to_end(key)
+            if (now := time.monotonic()) - kept.checked > CHECKED_EVERY:
+                self._still_valid(split, shard)
+                kept.checked = now
+            return kept.shard
         with self._lock:
             coming = self._coming.pop(key, None)
-            opened = self._kept.get(key)
-            if opened is not None:
-                self._kept.move_to_end(key)
-        if opened is not None:
-            self._still_valid(split, shard)
-            return opened
         # One that is not being opened yet is opened here: it would wait behind others that nobody needs now.
         opened = self._load(split, shard) if coming is None or coming.cancel() else coming.result()
-        with self._lock:
-            self._kept[key] = opened
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
+        self._kept[key] = _Kept(opened, time.monotonic())
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
         return opened
 
     def prefetch(self, split: str, shards: Sequence[int]) -> None:
