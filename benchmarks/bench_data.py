@@ -7,9 +7,11 @@ Four questions, each answered within one run, the candidates taking turns and me
 
 - reading: tokens per second of the training stream over token shards (first epoch, which checks SHA-256 and every id;
   later epochs), of `datasets` streaming the same .jsonl.zst files with the same tokenizer on the fly, and of reading
-  the shards' bytes in order and doing nothing with them (files are in the page cache; `--cold` drops them first).
+  the shards' bytes in order: into memory that keeps them, or shard after shard into the same cached memory. Files are
+  in the page cache; `--cold` drops them first.
 - preparing: text megabytes per second of `calm data prepare` and of `datasets.map`, by processes. `datasets` reads the
-  files in first; its speed is given without that and with it. Ours includes it, and writing checksummed shards.
+  files in first; its speed is given without that and with it. Ours includes it, and writing checksummed shards. One
+  process means one core: the tokenizer library's own threads are off.
 - waiting: the share of time a 0.2 s training step waits for its next batch.
 - memory: what a reader holds (anonymous memory, without the page cache) over corpora of growing size, and what
   preparing holds at most.
@@ -112,13 +114,15 @@ def hugging_face_stream(files: list[str], tokenizer: Tokenizer, documents: int |
     return tokens / (time.perf_counter() - begin)
 
 
-def plain_read(corpus: Path, cold: bool) -> float:
-    """Return tokens per second of reading the training shards' bytes in order."""
+def plain_read(corpus: Path, cold: bool, keep: bool) -> float:
+    """Return tokens per second of reading the training shards' bytes in order, kept in memory or each dropped."""
     record = Manifest.load(corpus).split("train")
     forget(corpus, cold)
-    begin = time.perf_counter()
+    begin, kept = time.perf_counter(), list[bytes]()
     for shard in record.shards:
-        (corpus / shard.file).read_bytes()
+        data = (corpus / shard.file).read_bytes()
+        if keep:
+            kept.append(data)
     return record.totals.tokens / (time.perf_counter() - begin)
 
 
@@ -154,7 +158,8 @@ def reading(corpus: Path, files: list[str], tokenizer: Tokenizer, rounds: int, c
 
     measured = take_turns(
         {
-            "plain read of the shards' bytes": lambda: plain_read(corpus, cold),
+            "plain read into memory": lambda: plain_read(corpus, cold, keep=True),
+            "plain read, each shard dropped": lambda: plain_read(corpus, cold, keep=False),
             f"stream, batches of {LARGE_BATCH:,} tokens, first epoch": ours(LARGE_BATCH, 0),
             f"stream, batches of {LARGE_BATCH:,} tokens, later epochs": ours(LARGE_BATCH, 1),
             "stream, batches of 6,144 tokens, first epoch": ours(6144, 0),
@@ -205,7 +210,11 @@ def preparing(files: list[str], spec: str, tokenizer: Tokenizer, rounds: int, sc
             f"datasets, load and map, {processes} process(es)": lambda n=processes: theirs(n, 1),
             f"calm data prepare, {processes} worker(s)": lambda n=processes: ours(n),
         }
-    return rows_of("preparing", "MB/s of text", take_turns(candidates, rounds))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        return rows_of("preparing", "MB/s of text", take_turns(candidates, rounds))
+    finally:
+        del os.environ["TOKENIZERS_PARALLELISM"]
 
 
 def waiting(corpora: dict[str, DataConfig], steps: int) -> list[Row]:
@@ -267,9 +276,9 @@ def memory(corpus: Path, files: list[str], spec: str, scratch: Path, sizes: tupl
         shutil.rmtree(place)
     for times in sizes[:2]:
         code = (
-            "import resource, sys; from data_pipelines.prepare import prepare; "
+            "import sys; from data_pipelines.prepare import prepare; "
             "prepare(sys.argv[3:], sys.argv[1], sys.argv[2], workers=1, val_fraction=0.0, test_fraction=0.0); "
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)"
+            "print(next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM')) / 1e3)"
         )
         copies = [scratch / f"copy-{copy}-{Path(file).name}" for copy in range(times) for file in files]
         for copy, file in zip(copies, files * times, strict=True):
@@ -292,18 +301,22 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> Iterator[list[Row]]
     if spec.startswith("bpe:"):  # trained just now: the others use the same one
         spec = f"file:{corpus / 'tokenizer.json'}"
     tokenizer = make_tokenizer(spec, ())
-    rounds = 1 if arguments.small else 3
-    yield reading(corpus, files, tokenizer, rounds, arguments.cold)
-    yield preparing(files[:1] if arguments.small else files[:2], spec, tokenizer, rounds, scratch)
-    prepare(files[:1], scratch / "text", spec, shards="text", val_fraction=0.0, test_fraction=0.0)
-    text = DataConfig(str(scratch / "text"), tokenizer=spec, cache_dir=str(scratch / "cache"), shuffle_shards=1)
-    corpora = {
-        "token shards": DataConfig(str(corpus)),
-        "token shards, 2 workers": DataConfig(str(corpus), workers=2),
-        "text shards, tokenised on the fly": text,
-    }
-    yield waiting(corpora, 20 if arguments.small else 200)
-    yield memory(corpus, files[:2], spec, scratch, (1, 4) if arguments.small else (1, 4, 16))
+    rounds, wanted = 1 if arguments.small else 3, arguments.only
+    if wanted in (None, "reading"):
+        yield reading(corpus, files, tokenizer, rounds, arguments.cold)
+    if wanted in (None, "preparing"):
+        yield preparing(files[:1] if arguments.small else files[:2], spec, tokenizer, rounds, scratch)
+    if wanted in (None, "waiting"):
+        prepare(files[:1], scratch / "text", spec, shards="text", val_fraction=0.0, test_fraction=0.0)
+        text = DataConfig(str(scratch / "text"), tokenizer=spec, cache_dir=str(scratch / "cache"), shuffle_shards=1)
+        corpora = {
+            "token shards": DataConfig(str(corpus)),
+            "token shards, 2 workers": DataConfig(str(corpus), workers=2),
+            "text shards, tokenised on the fly": text,
+        }
+        yield waiting(corpora, 20 if arguments.small else 200)
+    if wanted in (None, "memory"):
+        yield memory(corpus, files[:2], spec, scratch, (1, 4) if arguments.small else (1, 4, 16))
 
 
 def show(console: Console, rows: list[Row]) -> None:
@@ -322,6 +335,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="directory of train*.jsonl.zst or train/*.jsonl.zst")
     parser.add_argument("--tokenizer", default="bpe:1024", help="as for `calm data prepare`")
     parser.add_argument("--files", type=int, default=None, help="use only so many files of the source")
+    parser.add_argument("--only", choices=["reading", "preparing", "waiting", "memory"], help="answer one question")
     parser.add_argument("--cold", action="store_true", help="drop the shards from the page cache before each reading")
     parser.add_argument("--small", action="store_true", help="one round, small sizes: does it still work?")
     parser.add_argument("--json", type=Path, help="write the results there")
