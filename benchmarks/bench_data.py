@@ -8,7 +8,7 @@ Four questions, each answered within one run, the candidates taking turns and me
 - reading: tokens per second of the training stream over token shards (first epoch, which checks SHA-256 and every id;
   later epochs), of `datasets` streaming the same .jsonl.zst files with the same tokenizer on the fly, and of reading
   the shards' bytes in order: into memory that keeps them, or shard after shard into the same cached memory. Files are
-  in the page cache; `--cold` drops them first.
+  in the page cache.
 - preparing: text megabytes per second of `calm data prepare` and of `datasets.map`, by processes. `datasets` reads the
   files in first; its speed is given without that and with it. Ours includes it, and writing checksummed shards. One
   process means one core: the tokenizer library's own threads are off.
@@ -114,10 +114,9 @@ def hugging_face_stream(files: list[str], tokenizer: Tokenizer, documents: int |
     return tokens / (time.perf_counter() - begin)
 
 
-def plain_read(corpus: Path, cold: bool, keep: bool) -> float:
+def plain_read(corpus: Path, keep: bool) -> float:
     """Return tokens per second of reading the training shards' bytes in order, kept in memory or each dropped."""
     record = Manifest.load(corpus).split("train")
-    forget(corpus, cold)
     begin, kept = time.perf_counter(), list[bytes]()
     for shard in record.shards:
         data = (corpus / shard.file).read_bytes()
@@ -126,21 +125,12 @@ def plain_read(corpus: Path, cold: bool, keep: bool) -> float:
     return record.totals.tokens / (time.perf_counter() - begin)
 
 
-def forget(corpus: Path, cold: bool) -> None:
-    """Drop a corpus from the page cache."""
-    for path in corpus.glob("*.tar") if cold else ():
-        handle = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(handle)
-
-
-def stream_epochs(corpus: Path, batch_tokens: int, epochs: int, cold: bool, **options: Any) -> list[float]:
+def stream_epochs(corpus: Path, batch_tokens: int, epochs: int, **options: Any) -> list[float]:
     """Return tokens per second of each epoch of the training stream, the first one opening every shard."""
     block = options.pop("block_tokens", 768)
     config = DataConfig(str(corpus), block_tokens=block, batch_tokens=batch_tokens // block * block, **options)
     module = PileDataModule(config, seed=0)
     batches = sum(module.manifest.split("train").blocks(block)) * block // config.batch_tokens
-    forget(corpus, cold)
     stream, speeds = iter(module.train_dataloader()), []
     for _ in range(epochs):
         begin = time.perf_counter()
@@ -150,16 +140,16 @@ def stream_epochs(corpus: Path, batch_tokens: int, epochs: int, cold: bool, **op
     return speeds
 
 
-def reading(corpus: Path, files: list[str], tokenizer: Tokenizer, rounds: int, cold: bool) -> list[Row]:
+def reading(corpus: Path, files: list[str], tokenizer: Tokenizer, rounds: int) -> list[Row]:
     """Compare ways to get training tokens."""
 
     def ours(batch_tokens: int, epoch: int) -> Callable[[], float]:
-        return lambda: stream_epochs(corpus, batch_tokens, epoch + 1, cold)[epoch]
+        return lambda: stream_epochs(corpus, batch_tokens, epoch + 1)[epoch]
 
     measured = take_turns(
         {
-            "plain read into memory": lambda: plain_read(corpus, cold, keep=True),
-            "plain read, each shard dropped": lambda: plain_read(corpus, cold, keep=False),
+            "plain read into memory": lambda: plain_read(corpus, keep=True),
+            "plain read, each shard dropped": lambda: plain_read(corpus, keep=False),
             f"stream, batches of {LARGE_BATCH:,} tokens, first epoch": ours(LARGE_BATCH, 0),
             f"stream, batches of {LARGE_BATCH:,} tokens, later epochs": ours(LARGE_BATCH, 1),
             "stream, batches of 6,144 tokens, first epoch": ours(6144, 0),
@@ -260,7 +250,7 @@ def anonymous_megabytes() -> float:
 
 def read_and_tell(corpus: str) -> None:
     """Stream an epoch in a process of its own and print its memory."""
-    stream_epochs(Path(corpus), 6144, 1, cold=False)
+    stream_epochs(Path(corpus), 6144, 1)
     print(anonymous_megabytes())
 
 
@@ -303,7 +293,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> Iterator[list[Row]]
     tokenizer = make_tokenizer(spec, ())
     rounds, wanted = 1 if arguments.small else 3, arguments.only
     if wanted in (None, "reading"):
-        yield reading(corpus, files, tokenizer, rounds, arguments.cold)
+        yield reading(corpus, files, tokenizer, rounds)
     if wanted in (None, "preparing"):
         yield preparing(files[:1] if arguments.small else files[:2], spec, tokenizer, rounds, scratch)
     if wanted in (None, "waiting"):
@@ -336,7 +326,6 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="bpe:1024", help="as for `calm data prepare`")
     parser.add_argument("--files", type=int, default=None, help="use only so many files of the source")
     parser.add_argument("--only", choices=["reading", "preparing", "waiting", "memory"], help="answer one question")
-    parser.add_argument("--cold", action="store_true", help="drop the shards from the page cache before each reading")
     parser.add_argument("--small", action="store_true", help="one round, small sizes: does it still work?")
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--read-and-tell", help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""`calm data`: prepare a corpus; commands that look at one are in `corpora.py` and `index.py`.
+"""`calm data`: prepare a corpus; the commands beside it are in `corpora.py`, `index.py` and `mixture.py`.
 
 The command only reads options, shows progress and draws a table; the work is that of `data_pipelines`. Everything
 heavy is imported inside, so that `calm --help` stays quick.
@@ -14,6 +14,7 @@ import typer
 
 from calm_lightning.cli.corpora import inspect, stats, verify
 from calm_lightning.cli.index import index
+from calm_lightning.cli.mixture import mixture
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -189,6 +190,7 @@ app.command()(inspect)
 app.command()(verify)
 app.command()(stats)
 app.command()(index)
+app.command()(mixture)
 
 
 _LABELS = {

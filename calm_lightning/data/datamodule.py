@@ -14,7 +14,7 @@ from calm_lightning.data.batch import TokenBatch
 from calm_lightning.data.blocks import BlockReader
 from calm_lightning.data.config import SKIP, DataConfig
 from calm_lightning.data.corpus import Corpus
-from calm_lightning.data.mixture import domain_shares
+from calm_lightning.data.mixture import Portion, domain_shares
 from calm_lightning.data.shards.manifest import TOKENS, Manifest
 from calm_lightning.data.stream import BlockStream, EvaluationBlocks, TokenLoader
 from calm_lightning.data.tokenizers import Tokenizer
@@ -80,6 +80,28 @@ class PileDataModule(lightning.LightningDataModule):
         return domain_shares(
             self.config, {name: counts.tokens or counts.text_bytes for name, counts in domains.items()}
         )
+
+    def portions(self, run_tokens: int) -> dict[str, Portion]:
+        """Return what a run of so many training tokens reads of every domain of the training split.
+
+        Raises:
+            DataError: The configured mixture is impossible.
+            ShardError: A shard of text had to be tokenised to be counted, and cannot be had.
+        """
+        shares, reader = self.shares(), self._reader(self.config.train_split, documents=False)
+        split, T = self.config.train_split, self.config.block_tokens
+        counts = [self.corpus.store.tokens(split, shard) for shard in range(reader.shards)]
+        sizes = {name: sum(count.get(name, 0) for count in counts) for name in reader.domains}
+        total = sum(sizes.values())
+        portions = {}
+        for name, tokens in sizes.items():
+            cut = tokens  # without a mixture, what is left over is not of any one domain
+            if shares is not None:
+                cut = sum(reader.blocks_of(shard, name) * T for shard in range(reader.shards))
+            share = tokens / total if shares is None else shares.get(name, 0.0)
+            read = share * run_tokens
+            portions[name] = Portion(tokens, share, read, read / cut if cut else 0.0, tokens - cut)
+        return portions
 
     def train_dataloader(self) -> TokenLoader:
         """Return the endless stream of training micro-batches from `position` on."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -55,6 +56,25 @@ def domain_shares(config: DataConfig, sizes: Mapping[str, int]) -> dict[str, flo
     if not total:
         raise DataError("data.weights, data.epochs and data.held_out leave no domain to train on")
     return {name: amount / total for name, amount in amounts.items()}
+
+
+@dataclass(frozen=True)
+class Portion:
+    """What a run reads of one domain.
+
+    Attributes:
+        tokens: Tokens of the domain in the training split.
+        share: Share of the tokens that the run reads.
+        read: Tokens of it that the run reads.
+        epochs: How often it reads each block of the domain, on average.
+        left_over: Tokens that no block holds, since blocks are cut shard by shard.
+    """
+
+    tokens: int
+    share: float
+    read: float
+    epochs: float
+    left_over: int
 
 
 def quotas(shares: Sequence[float]) -> Numbers:

@@ -156,8 +156,7 @@ class TokenLoader(DataLoader[TokenBatch]):
         for item in super().__iter__():
             if isinstance(item, DataError):
                 raise item
-            parts: tuple[Any, ...] = tuple(item)
-            yield TokenBatch(*(torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in parts))
+            yield TokenBatch._make(torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in item)
 
 
 def _as_arrays(batch: Any) -> Any:

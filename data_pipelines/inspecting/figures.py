@@ -89,7 +89,9 @@ def _length_panel(axes: Axes, stats: Statistics, unit: str, title: str, weighted
         text = f" block of {blocks.tokens:,}"
         axes.annotate(text, (blocks.tokens, 0.985), xycoords=where, fontsize=8, color=MUTED, va="top")
     if not weighted:
-        axes.annotate("▲ median", (0.015, 0.985), xycoords="axes fraction", fontsize=8, color=MUTED, va="top")
+        axes.annotate(
+            "▲ median", (0.985, 0.985), xycoords="axes fraction", fontsize=8, color=MUTED, va="top", ha="right"
+        )
 
 
 def draw_domains(path: Path, stats: Statistics) -> None:

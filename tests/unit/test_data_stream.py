@@ -210,6 +210,17 @@ class TestMixture:
         total = 2 * sizes["Books"] + sizes["Web"]
         assert module.shares() == {"Books": 2 * sizes["Books"] / total, "Web": sizes["Web"] / total}
 
+    def test_portions_say_what_a_run_reads(self, corpus: Path) -> None:
+        config = DataConfig(str(corpus), block_tokens=T, batch_tokens=T, epochs={"Books": 2}, held_out=["Règles"])
+        module = PileDataModule(config, seed=0)
+        portions, blocks = module.portions(10_000), expected_blocks(corpus, "train", "Books")
+        assert portions["Règles"].read == portions["Règles"].epochs == 0
+        assert sum(portion.share for portion in portions.values()) == pytest.approx(1)
+        assert portions["Books"].read / portions["Books"].epochs == pytest.approx(len(blocks) * T)
+        assert portions["Books"].left_over == portions["Books"].tokens - len(blocks) * T
+        plain = PileDataModule(DataConfig(str(corpus), block_tokens=T, batch_tokens=T), seed=0).portions(10_000)
+        assert plain["Web"].share == plain["Web"].tokens / sum(portion.tokens for portion in plain.values())
+
 
 def test_evaluation_is_the_same_blocks_in_order_every_time(corpus: Path) -> None:
     expected = list(expected_blocks(corpus, "val").values())
