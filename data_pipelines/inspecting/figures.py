@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from data_pipelines.inspecting.lengths import log_edges
 from data_pipelines.inspecting.stats import SplitStatistics, Statistics
@@ -140,9 +140,17 @@ def _ranges(axes: Axes, split: SplitStatistics, domains: Sequence[str]) -> None:
             axes.plot([low, high], [row, row], color=colour, linewidth=1.2, alpha=0.55, zorder=2)
             axes.plot([quarter, most], [row, row], color=colour, linewidth=4.5, alpha=0.45, zorder=3)
             axes.plot([middle], [row], "|", color=INK, markersize=8, markeredgewidth=1.8, zorder=4)
+    _log_scale(axes)
+
+
+def _log_scale(axes: Axes) -> None:
+    """Make the x axis logarithmic; less than a decade and a half of it gets labels at 2 and 5 as well."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(numticks=8))
+    low, high = axes.get_xlim()
+    steps = (1.0,) if high / max(low, 1) > 30 else (1.0, 2.0, 5.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=8))
     axes.xaxis.set_major_formatter(_LARGE)
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _dots(axes: Axes, values: Sequence[float], rows: Sequence[int], name: str, place: int) -> None:

@@ -40,7 +40,7 @@ def commands(page: Path) -> Iterator[tuple[list[str], str]]:
     """Yield the words of every `calm` command in the page's code blocks, and the error shown below it, if any."""
     for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
         if language in ("", "sh", "console"):
-            lines = [*block.splitlines(), ""]
+            lines = [*block.replace("\\\n", " ").splitlines(), ""]
             for line, below in pairwise(lines):
                 for part in line.removeprefix("$ ").split(" && "):
                     if part.startswith("calm "):
