@@ -52,7 +52,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run every benchmark at its smallest size."""
-    install(session)
+    session.install("-c", "constraints.txt", "-e", ".[dev,bench]")
     for script in sorted((ROOT / "benchmarks").glob("bench_*.py")):
         session.run("python", str(script), "--small", *session.posargs)
 

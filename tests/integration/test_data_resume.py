@@ -19,6 +19,7 @@ import pytest
 
 from calm_lightning.config import RunConfig, load_config
 from calm_lightning.run import execute
+from data_pipelines.prepare import prepare
 
 T, STEPS = 96, 40
 TINY = [
@@ -37,17 +38,30 @@ TINY = [
 ]
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory, make_corpus: Any) -> Path:
+def documents() -> list[tuple[str, str]]:
     generator = random.Random(0)
     words = ["the", "small", "cat", "sat", "on", "a", "mat", "while", "some", "dog", "ran", "past", "green", "trees"]
-    rows = [
+    return [
         (" ".join(generator.choices(words, k=generator.randrange(20, 90))), generator.choice(["Books", "Web", "Code"]))
         for _ in range(200)
     ]
-    out = tmp_path_factory.mktemp("corpora") / "small"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, make_corpus: Any) -> Path:
+    out, rows = tmp_path_factory.mktemp("corpora") / "small", documents()
     make_corpus(out, {"train": rows, "val": rows[:30]}, 25)
     return out
+
+
+@pytest.fixture(scope="module")
+def text_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, rows = tmp_path_factory.mktemp("text"), documents()
+    for split, own in (("train", rows), ("val", rows[:30])):
+        records = ({"text": text, "meta": {"pile_set_name": domain}} for text, domain in own)
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    prepare([folder], folder / "corpus", shards="text", shard_mb=0.01)
+    return folder / "corpus"
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +100,25 @@ def run_until(processes: Any, config: RunConfig, batches: int | None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mixture", [[], ["data.weights={Books: 1, Web: 2}", "data.workers=1"]], ids=["plain", "mixed"])
+@pytest.mark.parametrize(
+    ("kind", "overrides"),
+    [
+        ("corpus", []),
+        ("corpus", ["data.weights={Books: 1, Web: 2}", "data.workers=1"]),
+        ("text_corpus", ["data.tokenizer=bpe:300"]),
+    ],
+    ids=["plain", "mixed", "text"],
+)
 def test_killed_and_resumed_runs_see_the_very_batches_of_an_uninterrupted_one(
-    corpus: Path, tmp_path: Path, processes: Any, mixture: list[str]
+    tmp_path: Path, processes: Any, kind: str, overrides: list[str], request: pytest.FixtureRequest
 ) -> None:
+    corpus = request.getfixturevalue(kind)
+
     def configure(name: str, workers: int | None = None) -> RunConfig:
         changed = [] if workers is None else [f"data.workers={workers}"]
-        place = [f"data.corpus={corpus}", f"work_dir={tmp_path / name}"]
-        return load_config([*TINY, *mixture, *place, *changed], stage="autoencoder")
+        # each has a cache of its own: what the other tokenised must not help
+        place = [f"data.corpus={corpus}", f"work_dir={tmp_path / name}", f"data.cache_dir={tmp_path / name}-cache"]
+        return load_config([*TINY, *overrides, *place, *changed], stage="autoencoder")
 
     run_until(processes, configure("whole"), None)
     expected = lines(tmp_path / "whole")

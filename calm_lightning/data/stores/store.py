@@ -26,7 +26,7 @@ from calm_lightning.data.shards.manifest import Counts, Manifest, ShardRecord
 from calm_lightning.data.shards.tokens import TokenShard, open_token_shard
 from calm_lightning.errors import ShardError
 
-KEPT = 384
+KEPT = 256
 """Shards kept open; each holds one file descriptor."""
 CHECKED_EVERY = 0.05
 """Seconds after which an open shard's file is looked at again, in case it has been replaced."""
