@@ -226,7 +226,7 @@ def _protocol(
     config: RunConfig, identities: dict[str, str], metrics: dict[str, float], device: str
 ) -> dict[str, object]:
     """Return how the run was scored: a score without this is not comparable."""
-    text = CorpusSplit(config.data, config.data.eval_split)
+    text = CorpusSplit(config.data, config.data.eval_split, commands=True)
     language_model = config.stage != "autoencoder"
     T, blocks = config.data.block_tokens, text.block_numbers(config.data.block_tokens, config.data.eval_max_blocks)
     return Protocol(

@@ -15,9 +15,10 @@ RECIPE_VERSION = 2
 """Part of every identity; raised when a change of the code changes the numbers a configuration gives."""
 
 _NOT_IN_IDENTITY = ("work_dir", "name", "autoencoder_run", "tracking", "checkpoint_steps")
-# Corpus and tokenizer are in the lineage by their hashes.
+# Corpus and tokenizer are in the lineage by their hashes. A run that a bad shard stopped may go on without that shard:
+# how many blocks were replaced is part of its result.
 _DATA_NOT_IN_IDENTITY = (
-    *("corpus", "tokenizer", "shards_at", "workers", "record_batches"),
+    *("corpus", "tokenizer", "shards_at", "workers", "record_batches", "on_bad_shard"),
     *("cache_dir", "cache_gb", "retries", "timeout"),
 )
 

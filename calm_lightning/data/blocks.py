@@ -21,6 +21,8 @@ from calm_lightning.data.stores.store import KEPT, ShardStore
 from calm_lightning.errors import DataError, ShardError
 
 _log = logging.getLogger(__name__)
+_COUNTED = 8192
+"""Shards whose numbers of blocks are remembered."""
 
 
 class _Documents(NamedTuple):
@@ -104,18 +106,37 @@ class BlockReader:
         self.block_tokens = block_tokens
         self._first_document = np.cumsum([0, *(shard.totals.documents for shard in record.shards)])
         self._cut: OrderedDict[tuple[int, str | None], _Documents] = OrderedDict()
+        self._counted: OrderedDict[int, dict[str | None, tuple[int, int]]] = OrderedDict()
         self._bad: set[int] = set()
 
     def blocks_of(self, shard: int, domain: str | None = None) -> int:
-        """Return the number of whole blocks of a shard, or of its documents of one domain."""
-        try:
-            tokens = self._store.tokens(self._split, shard)
-        except ShardError as error:
-            if not self._skip:
-                raise
-            self._leave_out(shard, error)
-            return 0
-        return (sum(tokens.values()) if domain is None else tokens.get(domain, 0)) // self.block_tokens
+        """Return the number of whole blocks of a shard, or of its documents of one domain.
+
+        Raises:
+            ShardError: Its tokens had to be counted, and it cannot be had. There is no skipping that: which block comes
+                when must not depend on what failed.
+        """
+        return self._blocks(shard).get(domain, (0, 0))[1]
+
+    def first_block(self, shard: int, domain: str | None) -> int:
+        """Return the number of a domain's first block in a shard, the blocks of its domains numbered on and on."""
+        return self._blocks(shard).get(domain, (0, 0))[0]
+
+    def _blocks(self, shard: int) -> dict[str | None, tuple[int, int]]:
+        """Return, by domain and for all together (None), the number of the first block and how many there are."""
+        if (known := self._counted.get(shard)) is not None:
+            return known
+        tokens = self._store.tokens(self._split, shard)
+        found: dict[str | None, tuple[int, int]] = {None: (0, sum(tokens.values()) // self.block_tokens)}
+        first = 0
+        for domain in self.domains:
+            if blocks := tokens.get(domain, 0) // self.block_tokens:
+                found[domain] = (first, blocks)
+                first += blocks
+        self._counted[shard] = found
+        while len(self._counted) > _COUNTED:
+            self._counted.popitem(last=False)
+        return found
 
     def described(self, domain: str | None = None) -> str:
         """Return what a block is, for the message where no shard holds one."""
@@ -140,7 +161,7 @@ class BlockReader:
         T, B = self.block_tokens, sum(len(part.rows) for part in parts)
         tokens_BT, numbers_B = np.empty((B, T), dtype=np.int64), np.empty(B, dtype=np.int64)
         labels_2BT = np.empty((2, B, T), dtype=np.int64) if self._documents else None
-        replaced = 0
+        replaced, used = 0, set[int]()
         for rows, shards, places, numbers, domain in parts:
             numbers_B[rows] = numbers
             opened = {shard: self._open(shard, domain) for shard in set(shards.tolist())}
@@ -153,9 +174,27 @@ class BlockReader:
                 if domain is not None or labels_2BT is not None:
                     labels_2T = None if labels_2BT is None else labels_2BT[:, row]
                     self._gather(found, domain, place, tokens_BT[row], labels_2T)
+            used |= {found.number for found in opened.values()}
+        if not self._all_unchanged(used):
+            return self.batch(parts, index)
         labels = () if labels_2BT is None else (torch.from_numpy(labels_2BT[0]), torch.from_numpy(labels_2BT[1]))
         batch = TokenBatch(torch.from_numpy(tokens_BT), index, torch.from_numpy(numbers_B), *labels)
         return batch._replace(replaced=replaced) if replaced else batch
+
+    def _all_unchanged(self, shards: set[int]) -> bool:
+        """Return whether the files that were just read from are still the checked ones; skipped ones are not.
+
+        Looked at after the copy, so that no block of a file that was being overwritten gets through.
+        """
+        for shard in shards:
+            try:
+                self._store.check(self._split, shard)
+            except ShardError as error:
+                if not self._skip:
+                    raise
+                self._leave_out(shard, error)
+                return False
+        return True
 
     def _gather(
         self, opened: _Opened, domain: str | None, place: int, tokens_T: Numbers, labels_2T: Numbers | None

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from calm_lightning.data.config import DataConfig
 from calm_lightning.data.files.fetch import Access, CorpusFiles
+from calm_lightning.data.files.remote import PIPE, shown
 from calm_lightning.data.shards.manifest import TOKENS, Manifest
 from calm_lightning.data.stores.store import ShardStore, TokenStore
 from calm_lightning.data.tokenizers import Tokenizer, check_content, tokenizer_from
@@ -21,11 +22,13 @@ class Corpus:
         manifest: Its manifest.
     """
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, *, commands: bool = False) -> None:
         """Open the corpus that a configuration names; no shard is read.
 
         Args:
             config: The data configuration.
+            commands: Whether `data.shards_at` may be a command. It may where the user gave the configuration, and not
+                where it was found in a run's directory, which may be somebody else's.
 
         Raises:
             DataError: There is no such corpus, its tokenizer is not the one its shards were made with, or a corpus
@@ -35,6 +38,11 @@ class Corpus:
             raise DataError(
                 "data.corpus is empty: make a corpus with `calm data prepare sample --out corpora/sample-bytes "
                 "--tokenizer bytes` and set data.corpus=corpora/sample-bytes"
+            )
+        if config.shards_at.startswith(PIPE) and not commands:
+            raise DataError(
+                f"the run's configuration reads its shards with a command ({shown(config.shards_at)}), which is not "
+                f"taken from a run's directory: say what to score with --text FILE"
             )
         self.place = config.corpus
         access = Access(
@@ -86,7 +94,9 @@ class Corpus:
         """SHA-256 that names the tokens: of the manifest, and of the tokenizer where the manifest has none."""
         if self.manifest.kind == TOKENS:
             return self.manifest.corpus_hash
-        return hashlib.sha256(f"{self.manifest.corpus_hash} {self.fingerprint}".encode()).hexdigest()
+        from calm_lightning.data.stores.text import RECIPE
+
+        return hashlib.sha256(f"{self.manifest.corpus_hash} {self.fingerprint} {RECIPE}".encode()).hexdigest()
 
     @cached_property
     def store(self) -> ShardStore:

@@ -1,7 +1,7 @@
 """PileDataModule: the token stream of every stage, as Lightning expects it.
 
 Its training state is one integer, `position`: the next global micro-batch (and how many blocks stood in for others, for
-the record). Whoever trains on a batch says so with `consumed`, since prefetching workers run ahead of the training.
+the record). It moves when a step begins, since prefetching workers run ahead of the training.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class PileDataModule(lightning.LightningDataModule):
         self.seed = seed
         self.position = 0
         self.replaced = 0
-        self.corpus = Corpus(config)
+        self.corpus = Corpus(config, commands=True)
         self._training_documents = documents
 
     @property
@@ -118,10 +118,16 @@ class PileDataModule(lightning.LightningDataModule):
             shares=self.shares(),
             counted=self.manifest.kind == TOKENS,
         )
-        return TokenLoader(stream, self.config.workers)
+        return TokenLoader(stream, self.config.workers, position=lambda: self.position)
+
+    def on_after_batch_transfer(self, batch: TokenBatch, dataloader_idx: int) -> TokenBatch:
+        """Note a training batch as its step begins: what is saved after the step continues behind it."""
+        if self.trainer is not None and self.trainer.training:
+            self.consumed(batch)
+        return batch
 
     def consumed(self, batch: TokenBatch) -> None:
-        """Note that a training batch has been trained on: the stream continues behind it."""
+        """Note that a training batch is trained on: the stream continues behind it. Lightning's trainer does so."""
         self.position = batch.index + 1
         self.replaced += batch.replaced
 

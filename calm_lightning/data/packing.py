@@ -86,7 +86,8 @@ class BlockPlan:
         """
         self._shards, self._blocks_of, self._key, self._shuffle_shards = shards, blocks_of, key, shuffle_shards
         self._total = sum(blocks_of(shard) for shard in range(shards)) if counted else None
-        self._what = what
+        self._what, self._counted = what, counted
+        self._ahead: tuple[tuple[int, int], list[int]] = ((-1, -1), [])
         self._check()
         nothing = np.empty(0, dtype=np.int64)
         self._permutation = (-1, nothing)
@@ -113,9 +114,12 @@ class BlockPlan:
         return np.concatenate([shards for shards, _ in parts]), np.concatenate([blocks for _, blocks in parts])
 
     def shards_ahead(self) -> list[int]:
-        """Return the shards of the window behind the one that was read last."""
+        """Return the shards of the window behind the one that was read last, as far as they are known to be needed."""
         epoch, number = self._behind(self._window) if self._window else (0, 0)
-        return [int(shard) for shard in self._shards_of(epoch, number)]
+        if self._ahead[0] != (epoch, number):
+            shards = [int(shard) for shard in self._shards_of(epoch, number)]
+            self._ahead = ((epoch, number), [one for one in shards if not self._counted or self._blocks_of(one)])
+        return self._ahead[1]
 
     def _check(self) -> None:
         if self._total == 0:

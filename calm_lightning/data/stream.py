@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from typing import Any
@@ -30,6 +30,9 @@ class BlockStream(IterableDataset[TokenBatch]):
     Global micro-batch t holds the blocks at positions t * B .. (t + 1) * B - 1 of the plan, whatever the number
     of ranks and workers: rank r of R takes every R-th of them, worker w of W every W-th micro-batch, which
     a DataLoader hands out in turn, so that the order stays.
+
+    Attributes:
+        start: First global micro-batch of the next iteration.
     """
 
     def __init__(
@@ -66,14 +69,15 @@ class BlockStream(IterableDataset[TokenBatch]):
                 f"data.batch_tokens holds {batch_blocks} blocks, which {world} processes cannot share equally: "
                 f"make it a multiple of {world} * data.block_tokens"
             )
-        self._reader, self._batch_blocks, self._start = reader, batch_blocks, start
+        self.start = start
+        self._reader, self._batch_blocks = reader, batch_blocks
         self._rank, self._world = rank, world
         self._domains: tuple[str | None, ...] = (None,) if shares is None else tuple(shares)
         self._schedule = None if shares is None else Schedule(list(shares.values()), seed)
         self._plans = [
             BlockPlan(
                 reader.shards,
-                _Blocks(reader, domain),
+                _BlockCount(reader, domain),
                 stream_key(seed, domain),
                 shuffle_shards,
                 counted=counted,
@@ -85,10 +89,10 @@ class BlockStream(IterableDataset[TokenBatch]):
     def __iter__(self) -> Iterator[TokenBatch]:
         worker = get_worker_info()
         if worker is None:
-            yield from self._batches(self._start, 1)
+            yield from self._batches(self.start, 1)
             return
         try:
-            yield from self._batches(self._start + worker.id, worker.num_workers)
+            yield from self._batches(self.start + worker.id, worker.num_workers)
         except DataError as error:
             # Raised here, it would reach the user as a traceback in a string; TokenLoader raises it over there.
             yield error  # type: ignore[misc]
@@ -118,18 +122,14 @@ class BlockStream(IterableDataset[TokenBatch]):
             at = np.flatnonzero(streams_B == stream)
             shards, places = self._plans[stream].batch(int(ordinals_B[at[0]]), len(at))
             own = at % self._world == self._rank
-            firsts = np.array([self._first_number(shard, stream) for shard in shards.tolist()], dtype=np.int64)
+            domain = self._domains[stream]
+            firsts = np.array([self._reader.first_block(shard, domain) for shard in shards.tolist()], dtype=np.int64)
             rows, shards, places = at[own] // self._world, shards[own], places[own]
-            parts.append(Blocks(rows, shards, places, shards << 32 | (firsts[own] + places), self._domains[stream]))
+            parts.append(Blocks(rows, shards, places, shards << 32 | (firsts[own] + places), domain))
         return parts
 
-    def _first_number(self, shard: int, stream: int) -> int:
-        """Return the number, in its shard, of the first block of a stream's domain."""
-        earlier = self._reader.domains[: self._reader.domains.index(self._domains[stream] or "")]
-        return sum(self._reader.blocks_of(shard, name) for name in earlier)
 
-
-class _Blocks:
+class _BlockCount:
     """Blocks of a shard's documents of one domain, as a plan asks for them (a class, since workers may be spawned)."""
 
     def __init__(self, reader: BlockReader, domain: str | None) -> None:
@@ -142,14 +142,24 @@ class _Blocks:
 class TokenLoader(DataLoader[TokenBatch]):
     """A DataLoader over whole batches that raises a worker's DataError as it is, one sentence."""
 
-    def __init__(self, stream: IterableDataset[TokenBatch], workers: int = 0) -> None:
-        """Load `stream` with `workers` processes, 0 meaning this one."""
-        self._stream = stream
+    def __init__(
+        self, stream: IterableDataset[TokenBatch], workers: int = 0, position: Callable[[], int] | None = None
+    ) -> None:
+        """Load a stream.
+
+        Args:
+            stream: The stream.
+            workers: Processes that load; 0 for this one.
+            position: Tells where each iteration of a `BlockStream` begins.
+        """
+        self._stream, self._position = stream, position
         init = _end_with_parent if workers else None
         way = _as_arrays if workers else _as_is
         super().__init__(stream, batch_size=None, num_workers=workers, collate_fn=way, worker_init_fn=init)
 
     def __iter__(self) -> Iterator[TokenBatch]:  # type: ignore[override]  # typed as one concrete iterator class
+        if self._position is not None and isinstance(self._stream, BlockStream):
+            self._stream.start = self._position()
         if not self.num_workers:  # torch's own loop would only cost time
             yield from self._stream
             return

@@ -110,17 +110,18 @@ class PackedText:
 class CorpusSplit:
     """A split of a corpus. `sha256` is the hash that names the corpus."""
 
-    def __init__(self, config: DataConfig, split: str) -> None:
+    def __init__(self, config: DataConfig, split: str, *, commands: bool = False) -> None:
         """Open the corpus' manifest.
 
         Args:
             config: The data configuration that names the corpus.
             split: Name of the split.
+            commands: See `Corpus`.
 
         Raises:
             DataError: There is no such corpus or split.
         """
-        self._corpus = Corpus(config)
+        self._corpus = Corpus(config, commands=commands)
         record = self._corpus.manifest.split(split)
         self.sha256, self.split = self._corpus.hash, split
         self.tokenizer, self.vocabulary = self._corpus.fingerprint, self._corpus.vocabulary

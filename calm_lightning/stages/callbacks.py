@@ -27,7 +27,7 @@ def _has_stepped(trainer: pl.Trainer, batch_idx: int) -> bool:
 
 
 class StreamPlace(pl.Callback):
-    """Keeps the place in the stream and makes every step's randomness a function of (seed, place).
+    """Makes every step's randomness a function of (seed, place in the stream).
 
     Dropout, head noise and posterior draws of micro-batch t are the same whether the run was interrupted before t or
     not, and whether an evaluation came in between or not.
@@ -49,13 +49,6 @@ class StreamPlace(pl.Callback):
     ) -> None:
         """Seed micro-batch `batch.index`."""
         self._reseed(trainer, 0, batch.index)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: TokenBatch, batch_idx: int
-    ) -> None:
-        """Tell the data module what has been consumed."""
-        if trainer.datamodule is not None:  # type: ignore[attr-defined]
-            trainer.datamodule.consumed(batch)  # type: ignore[attr-defined]
 
     def on_validation_batch_start(
         self,

@@ -32,7 +32,7 @@ from data_pipelines.writing.passage import Passage, Progress, Report, is_large
 from data_pipelines.writing.pieces import PieceMaker, Recipe, Record, Task
 from data_pipelines.writing.pool import Pool
 from data_pipelines.writing.settings import Settings
-from data_pipelines.writing.work import Key, WorkDirectory
+from data_pipelines.writing.work import Key, SourceChangedError, WorkDirectory
 from data_pipelines.writing.write import Assembler
 
 BPE_TRAINING_BYTES = 128 << 20
@@ -127,6 +127,14 @@ def make_corpus(job: Job, work: WorkDirectory) -> Manifest:
         DataError: A source or the tokenizer is unusable.
         OSError: The disk is full or protected.
     """
+    try:
+        return _make(job, work)
+    except SourceChangedError:
+        work.clear()
+        raise
+
+
+def _make(job: Job, work: WorkDirectory) -> Manifest:
     work.begin(job.plan())
     if (work.corpus / MANIFEST_FILE).exists():
         return Manifest.load(work.corpus)

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from calm_lightning.data.shards.manifest import Counts
-from calm_lightning.errors import DataError
 from data_pipelines.reading.sources import Source, raw_records
 from data_pipelines.writing.pieces import Record, Task, cut
 from data_pipelines.writing.pool import Pool
-from data_pipelines.writing.work import Key, SourceEnd, WorkDirectory
+from data_pipelines.writing.work import Key, SourceChangedError, SourceEnd, WorkDirectory
 
 HASHED_ANYWAY = 64 << 20
 """A source of at most this many stored bytes is hashed to its end even where only its beginning is needed."""
@@ -148,11 +147,13 @@ class Passage:
             return
         if not step.needs(source) and is_large(source):
             return
-        digest = hashlib.sha256()
+        digest, before = hashlib.sha256(), self._work.digests(index)
         self._redone = False
         pieces = 0
         for records in cut(raw_records(source, self._on_bytes, digest), self._piece_bytes):
             key = Key(index, pieces)
+            if not before.agrees(pieces, records):
+                raise SourceChangedError(source.name)
             pieces += 1
             if step.needs(source):
                 self._redone = step.is_done(key)
@@ -161,7 +162,7 @@ class Passage:
                 return
         end = SourceEnd(pieces, digest.hexdigest())
         if known is not None and known != end:
-            raise DataError(f"source {source.name} changed while it was prepared: run the same command again")
+            raise SourceChangedError(source.name)
         self._work.record_source(index, end)
 
     def _take(self, waiting: deque[_Waiting], step: Step) -> None:

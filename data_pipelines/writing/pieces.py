@@ -25,7 +25,7 @@ from calm_lightning.errors import DataError
 from data_pipelines.cleaning.clean import Cleaning, clean
 from data_pipelines.cleaning.split import hash_split
 from data_pipelines.reading.sources import Document, Source, parse_record
-from data_pipelines.writing.work import Key, WorkDirectory, write_file, write_json
+from data_pipelines.writing.work import Key, SourceChangedError, WorkDirectory, write_file, write_json
 
 PIECE_BYTES = 4_000_000
 UNREADABLE = "unreadable"
@@ -199,7 +199,7 @@ class PieceMaker:
             else:
                 found.append((self._split(task.source, document), document))
         if task.verdicts is not None and seen != len(task.verdicts):
-            raise DataError(f"source {task.source.name} changed while it was prepared: run the same command again")
+            raise SourceChangedError(task.source.name)
         return found
 
     def _split(self, source: Source, document: Document) -> str:

@@ -24,6 +24,7 @@ DEFAULT_TOKENIZER = "bpe:1024"
 DEFAULT_SHARD_TOKENS = 1 << 20
 DEFAULT_SHARD_MB = 32.0
 DEFAULT_FRACTION = 0.02
+MOST_SHARD_TOKENS, MOST_SHARD_MB = 1 << 30, 8000
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Settings:
             raise DataError(f"--shards {self.shards} is not one of {TOKENS}, {TEXT}")
         if self.shard_tokens < 1:
             raise DataError(f"--shard-tokens {self.shard_tokens} must be at least 1")
+        if self.shard_tokens > MOST_SHARD_TOKENS or self.shard_mb > MOST_SHARD_MB:
+            raise DataError(
+                f"--shard-tokens and --shard-mb may be at most {MOST_SHARD_TOKENS:,} and {MOST_SHARD_MB:,}: a shard is "
+                f"made in memory, and a tar member holds less than 8 GiB"
+            )
         if not self.shard_mb * 1e6 >= 1:
             raise DataError(f"--shard-mb {self.shard_mb} must be at least a byte")
         if self.max_documents is not None and self.max_documents < 1:

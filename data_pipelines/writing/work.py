@@ -8,11 +8,12 @@ are on the disk: what is there can be trusted, what is not is made again. The pr
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,6 +79,50 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
     file.write(data)
 
 
+class SourceChangedError(DataError):
+    """A source is not what it was when its first pieces were read."""
+
+    def __init__(self, source: str) -> None:
+        """Name the source."""
+        super().__init__(source)
+
+    def __str__(self) -> str:
+        return f"source {self.args[0]} changed while it was prepared: run the same command again, it begins anew"
+
+
+class PieceDigests:
+    """Checksums of the raw pieces of one source, a line each, so that two versions of it are never mixed.
+
+    Size and time tell that a local file changed, but not always a remote one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read what earlier passes left."""
+        self._path = path
+        lines = path.read_text().split("\n") if path.exists() else [""]
+        self._known = lines[:-1]
+        if lines[-1]:  # a line that a killed run did not finish
+            path.write_text("".join(f"{line}\n" for line in self._known))
+
+    def agrees(self, piece: int, records: Iterable[tuple[int, bytes]]) -> bool:
+        """Return whether a piece is what it was, and remember it if it is read for the first time.
+
+        Args:
+            piece: Its number in the source; pieces come in order.
+            records: Its records.
+        """
+        digest = hashlib.sha256()
+        for _, record in records:
+            digest.update(len(record).to_bytes(8, "little") + record)
+        found = digest.hexdigest()[:32]
+        if piece < len(self._known):
+            return self._known[piece] == found
+        self._known.append(found)
+        with self._path.open("a") as file:
+            file.write(f"{found}\n")
+        return True
+
+
 @dataclass(frozen=True)
 class WorkDirectory:
     """Names of what lies in a work directory.
@@ -129,6 +174,10 @@ class WorkDirectory:
         """Remember that a source was read to its end."""
         write_json(self.path / "sources" / f"{source:06d}.json", asdict(end))
 
+    def digests(self, source: int) -> PieceDigests:
+        """Return the checksums of the pieces of a source that any pass of any run has read."""
+        return PieceDigests(self.path / "sources" / f"{source:06d}.digests")
+
     def begin(self, plan: Mapping[str, Any]) -> None:
         """Continue the work that lies here if it is that of `plan`, otherwise clear it and begin.
 
@@ -157,7 +206,7 @@ class WorkDirectory:
 
     def has_work(self) -> bool:
         """Return whether there is anything that a later run would not have to do again."""
-        return any(any((self.path / name).glob("*")) for name in ("pieces", "looks", "corpus", "sources"))
+        return any(any(self.path.glob(pattern)) for pattern in ("pieces/*", "looks/*", "corpus/*", "sources/*.json"))
 
 
 def _continues(found: dict[str, Any] | None, given: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from calm_lightning.config.validation import STAGES
 
 NOWHERE = {
     *("work_dir", "name", "autoencoder_run", "checkpoint_steps"),
-    *("data.corpus", "data.tokenizer", "data.shards_at", "data.workers", "data.record_batches"),
+    *("data.corpus", "data.tokenizer", "data.shards_at", "data.workers", "data.record_batches", "data.on_bad_shard"),
     *("data.cache_dir", "data.cache_gb", "data.retries", "data.timeout"),
 }
 OF_ONE_STAGE = {

@@ -82,6 +82,11 @@ def test_a_manifest_that_is_not_json_is_refused(tmp_path: Path) -> None:
         Manifest.load(tmp_path)
 
 
+def test_a_manifest_nested_without_end_is_refused() -> None:
+    with pytest.raises(DataError, match="JSON"):
+        Manifest.parse("[" * 100_000, "manifest.json")
+
+
 def edited(tmp_path: Path, edit: Any) -> Path:
     value = json.loads(make_manifest().to_json())
     edit(value)
@@ -109,6 +114,9 @@ def test_another_schema_version_is_named(tmp_path: Path) -> None:
         lambda value: value["splits"]["train"]["shards"][0].update(bytes="4096"),
         lambda value: value["tokenizer"].update(file="../tokenizer.json"),
         lambda value: value.pop("provenance"),
+        lambda value: value["splits"]["train"]["shards"][0]["domains"]["Books"].update(tokens=10**15),
+        lambda value: value["splits"]["train"]["shards"][0].update(bytes=2**70),
+        lambda value: value["splits"]["train"]["shards"][0].update(bytes=True),
         lambda value: value["splits"]["train"]["shards"][0].update(file="../train-000000.tar"),
     ],
 )

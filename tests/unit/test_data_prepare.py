@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import resource
@@ -404,3 +405,24 @@ def test_a_document_of_100_mb_takes_a_few_times_its_size(tmp_path: Path) -> None
     shards = Manifest.load(tmp_path / "c").split("train").shards
     documents = [d for shard in shards for d in read_shard(tmp_path / "c" / shard.file, "uint16")]
     assert [d.tokens[1:].astype("uint8").tobytes().decode() for d in documents] == texts
+
+
+@pytest.mark.parametrize("duplicates", ["keep", "exact"])
+def test_two_versions_of_a_source_are_never_mixed(tmp_path: Path, duplicates: str) -> None:
+    """Size and time are the same, as they may be for a remote file."""
+    source, out = tmp_path / "texts.jsonl", tmp_path / "corpus"
+    lines = [json.dumps({"text": f"document {i} " + "word " * 50}) for i in range(40)]
+    source.write_text("\n".join([*lines, "x" * len(lines[0])]))
+    times = (source.stat().st_atime_ns, source.stat().st_mtime_ns)
+    cleaning = Cleaning(duplicates=duplicates)
+    with pytest.raises(DataError, match="what is done is kept"):
+        prepare([source], out, "bytes", piece_bytes=1000, cleaning=cleaning)
+    others = [line.replace("document", "DOCUMENT") for line in lines]
+    source.write_text("\n".join([*others, others[0]]))
+    os.utime(source, ns=times)
+    with pytest.raises(DataError, match=r"source texts\.jsonl changed while it was prepared.*begins anew$"):
+        prepare([source], out, "bytes", piece_bytes=1000, cleaning=cleaning)
+    manifest = prepare([source], out, "bytes", piece_bytes=1000, cleaning=cleaning)
+    assert manifest.provenance.sources[0].sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
+    whole = prepare([source], tmp_path / "whole", "bytes", piece_bytes=1000, cleaning=cleaning)
+    assert manifest.corpus_hash == whole.corpus_hash

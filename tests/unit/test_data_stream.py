@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,14 +18,16 @@ from hypothesis import strategies as st
 from lightning.fabric.utilities.apply_func import move_data_to_device
 
 from calm_lightning.data.batch import TokenBatch
-from calm_lightning.data.blocks import BlockReader
+from calm_lightning.data.blocks import BlockReader, Blocks
 from calm_lightning.data.config import DataConfig
 from calm_lightning.data.corpus import Corpus
 from calm_lightning.data.datamodule import PileDataModule
+from calm_lightning.data.files.fetch import Access, CorpusFiles
 from calm_lightning.data.shards.manifest import Manifest, SplitRecord
 from calm_lightning.data.shards.tokens import file_sha256, open_token_shard
-from calm_lightning.data.stores.store import CHECKED_EVERY
+from calm_lightning.data.stores import store
 from calm_lightning.data.stream import BlockStream, EvaluationBlocks
+from calm_lightning.data.texts import CorpusSplit
 from calm_lightning.errors import DataError, ShardError
 
 T = 16
@@ -271,7 +273,7 @@ def rewrite_record(corpus: Path, **changes: Any) -> None:
 
 def test_a_shard_cut_in_the_tar_is_refused_though_its_checksum_fits(own_corpus: Path) -> None:
     path = own_corpus / "train-000000.tar"
-    path.write_bytes(path.read_bytes()[:700])
+    path.write_bytes(path.read_bytes()[:2500])
     rewrite_record(own_corpus)
     with pytest.raises(ShardError, match=r"train-000000\.tar is not a readable token shard"):
         read_all(own_corpus)
@@ -357,9 +359,41 @@ def test_a_shard_replaced_under_a_running_job_stops_it(own_corpus: Path) -> None
     other = path.read_bytes().replace(b"d\0o\0c\0", b"D\0O\0C\0")
     path.with_suffix(".new").write_bytes(other)
     path.with_suffix(".new").rename(path)
-    time.sleep(2 * CHECKED_EVERY)
     with pytest.raises(ShardError, match=path.name):
         list(islice(running, 200))
+
+
+def test_a_shard_overwritten_between_its_prefetch_and_its_use_is_noticed(own_corpus: Path) -> None:
+    opened = Corpus(DataConfig(str(own_corpus)))
+    opened.store.prefetch("train", [2])
+    opened.store.open("train", 2)  # waits for it; what follows is as if it had only been prefetched
+    path = own_corpus / "train-000002.tar"
+    path.write_bytes(path.read_bytes().replace(b"d\0o\0c\0", b"D\0O\0C\0"))
+    blocks = BlockReader(opened.store, opened.manifest, "train", T)
+    rows = np.arange(1)
+    with pytest.raises(ShardError, match="train-000002"):
+        blocks.batch([Blocks(rows, np.array([2]), np.array([0]), rows, None)], 0)
+
+
+def test_shards_that_were_prefetched_in_vain_do_not_stop_the_prefetching(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "KEPT", 3)
+    opened = store.TokenStore(CorpusFiles(str(corpus), Access()), Manifest.load(corpus))
+    for shard in range(8):
+        opened.prefetch("train", [shard])
+    assert len(opened._coming) <= 3 and ("train", 7) in opened._coming
+    assert len(opened.open("train", 7).tokens) == sum(opened.tokens("train", 7).values())
+
+
+def test_commands_found_in_a_runs_configuration_are_not_executed(corpus: Path, tmp_path: Path) -> None:
+    config = DataConfig(str(corpus), shards_at=f"pipe:touch {tmp_path}/executed; cat {corpus}/{{}}")
+    config.block_tokens = config.eval_batch_tokens = config.batch_tokens = T
+    config.cache_dir = str(tmp_path / "cache")
+    with pytest.raises(DataError, match=r"with a command \(pipe:touch \.\.\.\)"):
+        CorpusSplit(config, "val")
+    assert not (tmp_path / "executed").exists()
+    assert list(islice(PileDataModule(config, 0).val_dataloader(), 1)) and (tmp_path / "executed").exists()
 
 
 class TestPileDataModule:
@@ -421,4 +455,26 @@ class TestPileDataModule:
         module = self.module(corpus)
         module.position = 3
         trainer.fit(Counter(), datamodule=module)
-        assert seen == [3, 4, 5, 6, 7]
+        assert seen == [3, 4, 5, 6, 7] and module.position == 8
+
+    def test_epochs_of_a_plain_trainer_go_on_where_the_last_one_ended(self, corpus: Path, tmp_path: Path) -> None:
+        seen: list[int] = []
+
+        class Counter(lightning.LightningModule):
+            def __init__(self) -> None:
+                super().__init__()
+                self.weight = torch.nn.Parameter(torch.zeros(()))
+
+            def training_step(self, batch: TokenBatch, batch_idx: int) -> torch.Tensor:
+                seen.append(batch.index)
+                return self.weight * batch.tokens.float().mean()
+
+            def configure_optimizers(self) -> torch.optim.Optimizer:
+                return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        trainer = lightning.Trainer(
+            max_epochs=3, limit_train_batches=4, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, limit_val_batches=0,
+        )  # fmt: skip
+        trainer.fit(Counter(), datamodule=self.module(corpus))
+        assert seen == list(range(12))

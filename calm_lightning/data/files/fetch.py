@@ -143,6 +143,11 @@ class CorpusFiles:
         self._verified[record.file, record.sha256] = identity
         return path
 
+    @property
+    def held_bytes(self) -> int | None:
+        """How many bytes of shards one process may hold open: half the cache; None where shards are local files."""
+        return self.cache.limit_bytes // 2 if self._remote else None
+
     def unchanged(self, record: ShardRecord) -> bool:
         """Return whether a shard that was handed out is still the file that was verified; cost: one `stat`.
 

@@ -78,7 +78,9 @@ def join(base: str, name: str) -> str:
 
 def shown(address: str) -> str:
     """Return an address as messages may show it: without a password or a signature."""
-    if address.startswith(PIPE) or "://" not in address:
+    if address.startswith(PIPE):  # its further words may hold secrets
+        return " ".join([*address.split()[:1], *(["..."] if len(address.split()) > 1 else [])])
+    if "://" not in address:
         return address
     parts = urlsplit(address)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))

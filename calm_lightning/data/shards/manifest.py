@@ -1,7 +1,7 @@
 """The manifest of a corpus: the contract between `data_pipelines`, which writes shards, and `data`, which reads them.
 
 A corpus is a directory (or an address that ends in one): manifest.json, the tokenizer's file where it has one, and
-tar shards named in the manifest. It is of one of two kinds, "tokens" (`shards.py`) or "text" (`text_shards.py`).
+tar shards named in the manifest. It is of one of two kinds, "tokens" (`tokens.py`) or "text" (`text.py`).
 The manifest holds no time and no absolute path, so the same sources and settings give the same bytes, and it counts
 what is in every shard by domain, so the order of training blocks follows from it without opening a shard. The price:
 shards cannot be edited or added by hand, they are prepared again.
@@ -257,7 +257,7 @@ class Manifest:
         """
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{origin} cannot be read as JSON ({error}): prepare the corpus again") from None
         if not isinstance(value, dict) or value.get("kind") not in (TOKENS, TEXT):
             raise DataError(f"{origin} is not the manifest of a corpus: prepare the corpus again")
@@ -285,11 +285,17 @@ def _record(kind: type[Expected], value: Any) -> Expected:
 
 def _shard(value: Any) -> ShardRecord:
     domains = {str(name): _record(Counts, counts) for name, counts in value["domains"].items()}
-    if any(min(counts.documents, counts.tokens, counts.text_bytes) < 0 for counts in domains.values()):
-        raise ValueError(f"shard {value['file']!r} counts less than nothing")
     shard = ShardRecord(value["file"], value["bytes"], value["sha256"], domains)
+    if any(min(counts.documents, counts.tokens, counts.text_bytes) < 0 for counts in domains.values()):
+        raise ValueError(f"shard {shard.file!r} counts less than nothing")
+    # Two bytes a token at least, and a tar member holds less than 8 GiB: nobody is made to plan for the impossible.
+    total, size = shard.totals, shard.bytes
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 1 << 40:
+        raise ValueError(f"shard {shard.file!r} cannot have {size!r} bytes")
+    if max(2 * total.tokens, total.documents) > size or total.tokens >= 1 << 33 or total.text_bytes >= 1 << 63:
+        raise ValueError(f"shard {shard.file!r} cannot hold what it claims in {size} bytes")
     named = isinstance(shard.file, str) and Path(shard.file).name == shard.file and not shard.file.startswith(".")
-    if not named or not isinstance(shard.bytes, int) or not isinstance(shard.sha256, str):
+    if not named or not isinstance(shard.sha256, str):
         raise ValueError(f"shard {shard.file!r} is no file of the corpus")
     if len(shard.sha256) != 64 or not set(shard.sha256) <= set("0123456789abcdef"):
         raise ValueError(f"shard {shard.file!r} has no SHA-256")

@@ -1,7 +1,7 @@
 """Shards of a split as arrays in memory maps, whichever kind of corpus they come from.
 
 `ShardStore` is what the stream reads from. `TokenStore` opens the shards of a corpus of tokens;
-`text_store.TextStore` makes them from text on the way. Opening is where everything is checked, so it costs one pass
+`text.TextStore` makes them from text on the way. Opening is where everything is checked, so it costs one pass
 over the shard; `prefetch` does it ahead, in a thread. Open shards are memory maps: they take address space, not
 memory, and the least recently used go first.
 """
@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -28,8 +26,6 @@ from calm_lightning.errors import ShardError
 
 KEPT = 256
 """Shards kept open; each holds one file descriptor."""
-CHECKED_EVERY = 0.05
-"""Seconds after which an open shard's file is looked at again, in case it has been replaced."""
 
 
 class ShardStore(Protocol):
@@ -57,16 +53,15 @@ class ShardStore(Protocol):
             ShardError: Its tokens had to be counted, and it cannot be had.
         """
 
+    def check(self, split: str, shard: int) -> None:
+        """See that an open shard's file has not been replaced: what was read from it so far is then as it should be.
+
+        Raises:
+            ShardError: Another file is in its place, or its content has changed.
+        """
+
     def prefetch(self, split: str, shards: Sequence[int]) -> None:
         """Begin to open shards in the background; what goes wrong is raised where they are opened."""
-
-
-@dataclass
-class _Kept:
-    """An open shard, and when its file was last looked at (seconds of the monotonic clock)."""
-
-    shard: TokenShard
-    checked: float
 
 
 class OpenShards(ABC):
@@ -75,7 +70,14 @@ class OpenShards(ABC):
     Safe to fork: a child process starts with nothing open and a thread of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, held_bytes: int | None = None) -> None:
+        """Begin with nothing open.
+
+        Args:
+            held_bytes: Keep open at most so many bytes of shards: a file that the cache has dropped stays on the disk
+                while it is open. None where shards are not in the cache.
+        """
+        self._held_bytes = held_bytes
         self._owner = -1
         self._begin()
 
@@ -83,7 +85,7 @@ class OpenShards(ABC):
         """Make the state that belongs to one process."""
         self._owner = os.getpid()
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, int], _Kept] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int], TokenShard] = OrderedDict()
         self._coming: dict[tuple[str, int], Future[TokenShard]] = {}
         self._asked: SimpleQueue[tuple[str, int]] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -105,24 +107,30 @@ class OpenShards(ABC):
         """Raise a ShardError if the file of an open shard has been replaced by another."""
 
     def open(self, split: str, shard: int) -> TokenShard:
-        """See `ShardStore.open`. Cost of a shard that is open: a look-up, and now and then one `stat`."""
+        """See `ShardStore.open`. Cost of a shard that is open: a look-up."""
         if self._owner != os.getpid():
             self._begin()
         key = (split, shard)
         if (kept := self._kept.get(key)) is not None:
             self._kept.move_to_end(key)
-            if (now := time.monotonic()) - kept.checked > CHECKED_EVERY:
-                self._still_valid(split, shard)
-                kept.checked = now
-            return kept.shard
+            return kept
         with self._lock:
             coming = self._coming.pop(key, None)
         # One that is not being opened yet is opened here: it would wait behind others that nobody needs now.
         opened = self._load(split, shard) if coming is None or coming.cancel() else coming.result()
-        self._kept[key] = _Kept(opened, time.monotonic())
-        while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
+        self._kept[key] = opened
+        held = sum(shard.tokens.nbytes for shard in self._kept.values()) if self._held_bytes is not None else 0
+        while len(self._kept) > 1 and (len(self._kept) > KEPT or held > (self._held_bytes or held)):
+            held -= self._kept.popitem(last=False)[1].tokens.nbytes
         return opened
+
+    def check(self, split: str, shard: int) -> None:
+        """See `ShardStore.check`. Cost: one `stat`, nothing where shards lie in the cache."""
+        try:
+            self._still_valid(split, shard)
+        except ShardError:
+            self._kept.pop((split, shard), None)
+            raise
 
     def prefetch(self, split: str, shards: Sequence[int]) -> None:
         """See `ShardStore.prefetch`."""
@@ -134,9 +142,11 @@ class OpenShards(ABC):
             self._thread.start()
         with self._lock:
             for key in ((split, shard) for shard in shards):
-                if key not in self._kept and key not in self._coming and len(self._coming) < KEPT:
+                if key not in self._kept and key not in self._coming:
                     self._coming[key] = Future()
                     self._asked.put(key)
+            while len(self._coming) > KEPT:  # asked for longest ago, and never needed
+                self._coming.pop(next(iter(self._coming))).cancel()
 
     def _open_ahead(self) -> None:
         """Open what is asked for, one shard after another; whoever needs a shard first takes it off the list."""
@@ -162,7 +172,7 @@ class TokenStore(OpenShards):
             files: The corpus' files.
             manifest: Its manifest, of the kind "tokens".
         """
-        super().__init__()
+        super().__init__(files.held_bytes)
         assert manifest.tokenizer is not None
         self._files, self._manifest = files, manifest
         self.vocabulary, self.separator_id = manifest.tokenizer.vocabulary, manifest.tokenizer.separator_id

@@ -57,7 +57,7 @@ class TextStore(OpenShards):
             manifest: Its manifest, of the kind "text".
             tokenizer: What to tokenise with.
         """
-        super().__init__()
+        super().__init__(files.cache.limit_bytes // 2)
         self._files, self._manifest, self._tokenizer = files, manifest, tokenizer
         self._derived = DerivedFiles(files.cache)
         self.vocabulary, self.separator_id = tokenizer.vocabulary, tokenizer.separator_id
