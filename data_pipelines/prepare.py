@@ -32,7 +32,7 @@ from data_pipelines.writing.settings import (
     DEFAULT_TOKENIZER,
     Settings,
 )
-from data_pipelines.writing.work import work_directory, work_path
+from data_pipelines.writing.work import UnfinishedWorkError, work_directory, work_path
 
 SMALL_BYTES = 16 << 20
 """Sources of fewer stored bytes in all are prepared in one process: starting others takes longer."""
@@ -133,26 +133,28 @@ def _prepare(job: Job, place: _Place) -> Manifest:
     if finished is not None:
         _clear_leftovers(place.target)
         return finished
-    kept = ""
+    kept, told = False, ""
     try:
         with work_directory(place.target) as work:
             finished = _finished(job, place)  # another process may have been at it until now
             try:
                 if finished is None:
-                    finished = make_corpus(job, work)
+                    finished = make_corpus(job, work, place.force)
                     _move_into_place(work.corpus, place.target)
-            except BaseException:
-                kept = "; what is done is kept, the same command continues" if work.has_work() else ""
+            except BaseException as error:
+                kept = work.has_work()
+                if kept and not isinstance(error, UnfinishedWorkError):
+                    told = "; what is done is kept, the same command continues"
                 raise
             finally:
                 if not kept:
                     shutil.rmtree(work.path)
     except DataError as error:
-        raise DataError(f"{error}{kept}") from None
+        raise DataError(f"{error}{told}") from None
     except OSError as error:
         raise DataError(
             f"corpus {place.target} could not be written ({error.strerror or error}): "
-            f"free space or {place.elsewhere}, then run the same command again{kept}"
+            f"free space or {place.elsewhere}, then run the same command again{told}"
         ) from None
     return finished
 

@@ -100,7 +100,10 @@ def verify(
     for name in find_strangers(place, shards):
         typer.echo(f"note: {visible(str(place / name))} is no part of the corpus", err=True)
     if problems:
-        raise DataError(f"{corpus} has {len(problems)} problem(s), listed above: prepare the corpus again")
+        raise DataError(
+            f"{corpus} has {len(problems)} problem(s), listed above: put the original files back, "
+            f"or prepare it again with --force"
+        )
     totals = [record.totals for record in manifest.splits.values()]
     count = sum(len(record.shards) for record in manifest.splits.values())
     typer.echo(

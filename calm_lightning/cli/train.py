@@ -88,7 +88,6 @@ def _next_step(config: RunConfig, given: Sequence[str], result: RunResult) -> st
     known = {name.split("/")[-1] for name in list_presets()}
     partners = [argument.split("/")[-1].replace("autoencoder", "calm") for argument in given if "=" not in argument]
     presets = [name for name in partners if name in known] or ["[PRESET]..."]
-    corpus = ("data.corpus=", "data.tokenizer=", "data.shards_at=", "data.cache_dir=", "data.block_tokens=")
-    overrides = [argument for argument in given if argument.startswith(("model.", *corpus, "work_dir=", "seed="))]
+    overrides = [argument for argument in given if argument.startswith(("model.", "data.", "work_dir=", "seed="))]
     quoted = map(shlex.quote, [*overrides, f"autoencoder_run={result.run_dir}"])
     return " ".join(["next: calm train calm", *presets, *quoted])

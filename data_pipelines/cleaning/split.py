@@ -17,7 +17,8 @@ def check_fractions(val_fraction: float, test_fraction: float) -> None:
     Raises:
         DataError: One is negative, or together they reach 1.
     """
-    if val_fraction < 0 or test_fraction < 0 or val_fraction + test_fraction >= 1:
+    # said the other way round, so that nan is refused as well
+    if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
         raise DataError(
             f"--val-fraction {val_fraction} and --test-fraction {test_fraction} must not be negative "
             f"and must together stay below 1"

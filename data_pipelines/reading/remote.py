@@ -51,7 +51,7 @@ def list_files(address: str) -> list[RemoteFile]:
     """
     try:
         if address.startswith(("http://", "https://")):
-            return [_web_file(one) for one in _braces(address)]
+            return [_web_file(one) for one in braces(address)]
         system, path = _filesystem(address)
         return _listed(system, path, address.split("://")[0] + "://")
     except DataError:
@@ -123,7 +123,8 @@ def _web_file(url: str) -> RemoteFile:
     return RemoteFile(url.split("?")[0].rsplit("/", 1)[-1], url, size or 0)
 
 
-def _braces(address: str) -> list[str]:
+def braces(address: str) -> list[str]:
+    """Return the addresses that one with braces (`{00..29}`, `{a,b}`) stands for; without any, itself."""
     from braceexpand import braceexpand
 
     return list(braceexpand(address)) if "{" in address else [address]

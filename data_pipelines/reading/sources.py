@@ -21,7 +21,7 @@ from calm_lightning.errors import DataError
 from data_pipelines.reading.compression import CHUNK, decompressed
 from data_pipelines.reading.formats import SUFFIXES as SUFFIXES
 from data_pipelines.reading.formats import TAR, TEXT, WIKITEXT, Records, cut, format_of, known_names, parse, place
-from data_pipelines.reading.remote import RemoteFile, list_files, read_chunks
+from data_pipelines.reading.remote import RemoteFile, braces, list_files, read_chunks
 
 SAMPLE = "sample"
 UNLABELLED = "unlabelled"
@@ -101,10 +101,12 @@ def find_sources(arguments: Sequence[str | Path]) -> list[Source]:
     """
     if not arguments:
         raise DataError(f"no source was given: name files, directories or the word {SAMPLE}")
-    found = {_identity(source): source for argument in arguments for source in _expand(str(argument))}
+    named = (one for argument in arguments for one in _without_braces(str(argument)))
+    found = {_identity(source): source for one in named for source in _expand(one)}
     sources = list(found.values())
     laid_out = {source.split for source in sources}
-    if not {"train"} < laid_out - {""}:
+    held_out = laid_out - {"train", ""}
+    if not held_out or laid_out <= held_out:
         return [replace(source, split="") for source in sources]
     if "" in laid_out:
         stray = next(source for source in sources if not source.split)
@@ -169,22 +171,33 @@ def _identity(source: Source) -> str:
     return source.url if is_remote(source.url) else str(Path(source.url).resolve())
 
 
+def _without_braces(argument: str) -> list[str]:
+    return [argument] if Path(argument).exists() else braces(argument)
+
+
+def _in_split_folder(file: RemoteFile) -> RemoteFile:
+    """Return a file under its folder's name where that is a split's, however the file itself was named."""
+    folder = file.url.split("?")[0].rstrip("/").rpartition("/")[0].rpartition("/")[2]
+    inside = "/" not in file.name and folder in _SPLIT_NAMES
+    return file._replace(name=f"{folder}/{file.name}") if inside else file
+
+
 def _expand(argument: str) -> list[Source]:
     if argument == SAMPLE:
         return _directory(sample_dir())
     argument = local_path(argument)
     if is_remote(argument):
-        files = list_files(argument)
+        files = [_in_split_folder(file) for file in list_files(argument)]
         alone = len(files) == 1 and files[0].url.rstrip("/").endswith(argument.rstrip("/").rpartition("/")[2])
         return [_single(file) for file in files] if alone else _chosen(argument, files)
     path = Path(argument)
     if path.is_dir():
         return _directory(path)
     if path.is_file():
-        return [_single(_local(path, path.name))]
+        return [_single(_in_split_folder(_local(path.absolute(), path.name)))]
     matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True)) if Path(match).is_file()]
     if matches:
-        return [_single(_local(match, match.name)) for match in matches]
+        return [_single(_in_split_folder(_local(match.absolute(), match.name))) for match in matches]
     raise DataError(f"source {argument} does not exist")
 
 
@@ -196,7 +209,9 @@ def _directory(directory: Path) -> list[Source]:
     near = [*directory.glob("*"), *directory.glob("*/*")]
     if not any(path.is_file() and _is_laid_out(path.relative_to(directory).as_posix()) for path in near):
         near = list(directory.rglob("*"))
-    files = [_local(path, path.relative_to(directory).as_posix()) for path in near if path.is_file()]
+    directory = directory.absolute()
+    paths = (path.absolute() for path in near if path.is_file())
+    files = [_in_split_folder(_local(path, path.relative_to(directory).as_posix())) for path in paths]
     return _chosen(str(directory), files)
 
 

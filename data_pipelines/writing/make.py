@@ -120,22 +120,22 @@ class WriteStep:
         self.assembler.end_source(index, not self.needs(source))
 
 
-def make_corpus(job: Job, work: WorkDirectory) -> Manifest:
-    """Make a corpus in `work.corpus`, or continue.
+def make_corpus(job: Job, work: WorkDirectory, anew: bool = False) -> Manifest:
+    """Make a corpus in `work.corpus`, or continue; `anew` clears unfinished work on another one.
 
     Raises:
         DataError: A source or the tokenizer is unusable.
         OSError: The disk is full or protected.
     """
     try:
-        return _make(job, work)
+        return _make(job, work, anew)
     except SourceChangedError:
         work.clear()
         raise
 
 
-def _make(job: Job, work: WorkDirectory) -> Manifest:
-    work.begin(job.plan())
+def _make(job: Job, work: WorkDirectory, anew: bool) -> Manifest:
+    work.begin(job.plan(), anew)
     if (work.corpus / MANIFEST_FILE).exists():
         return Manifest.load(work.corpus)
     s = job.settings

@@ -79,6 +79,10 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
     file.write(data)
 
 
+class UnfinishedWorkError(DataError):
+    """A work directory holds work on something else, which is not to be lost by mistake."""
+
+
 class SourceChangedError(DataError):
     """A source is not what it was when its first pieces were read."""
 
@@ -178,19 +182,26 @@ class WorkDirectory:
         """Return the checksums of the pieces of a source that any pass of any run has read."""
         return PieceDigests(self.path / "sources" / f"{source:06d}.digests")
 
-    def begin(self, plan: Mapping[str, Any]) -> None:
-        """Continue the work that lies here if it is that of `plan`, otherwise clear it and begin.
+    def begin(self, plan: Mapping[str, Any], anew: bool = False) -> None:
+        """Continue the work that lies here if it is that of `plan`, or begin where there is none.
 
         Args:
             plan: Everything that decides what the work makes, JSON-ready; `plan["settings"]["skip_bad"]` may be
                 switched on between two runs, since nothing was skipped until then.
+            anew: Clear work on another plan instead of refusing.
+
+        Raises:
+            DataError: There is unfinished work on another plan.
         """
         path = self.path / "plan.json"
         found = json.loads(path.read_text()) if path.exists() else None
         given = json.loads(json.dumps(plan))
         if found != given and not _continues(found, given):
-            if found is not None:
-                _log.warning("%s held unfinished work on other sources or settings: it was cleared", self.path)
+            if found is not None and self.has_work() and not anew:
+                raise UnfinishedWorkError(
+                    f"{self.path} holds unfinished work on other {_difference(found, given)}: finish it with its own "
+                    f"command, choose another --out, or add --force to begin anew"
+                )
             self.clear()
         for name in ("corpus", "pieces", "looks", "sources"):
             (self.path / name).mkdir(exist_ok=True)
@@ -207,6 +218,15 @@ class WorkDirectory:
     def has_work(self) -> bool:
         """Return whether there is anything that a later run would not have to do again."""
         return any(any(self.path.glob(pattern)) for pattern in ("pieces/*", "looks/*", "corpus/*", "sources/*.json"))
+
+
+def _difference(found: dict[str, Any], given: dict[str, Any]) -> str:
+    """Return in words what two plans differ in."""
+    parts = [name for name in given if found.get(name) != given[name]]
+    if _SETTINGS in parts and isinstance(found.get(_SETTINGS), dict):
+        own = [name for name, value in given[_SETTINGS].items() if found[_SETTINGS].get(name) != value]
+        parts[parts.index(_SETTINGS)] = f"settings ({', '.join(own)})"
+    return " and ".join(parts)
 
 
 def _continues(found: dict[str, Any] | None, given: dict[str, Any]) -> bool:

@@ -121,8 +121,9 @@ def test_a_data_set_of_the_hub_keeps_its_layout(server: str, address: str) -> No
     ("path", "names"),
     [
         ("/val.jsonl.zst", ["val.jsonl.zst"]),
-        ("/train", ["00.jsonl.zst", "01.jsonl.zst"]),
-        ("/train/*1.jsonl.zst", ["01.jsonl.zst"]),
+        ("/train", ["train/00.jsonl.zst", "train/01.jsonl.zst"]),
+        ("/train/*1.jsonl.zst", ["train/01.jsonl.zst"]),
+        ("/train/{00..01}.jsonl.zst", ["train/00.jsonl.zst", "train/01.jsonl.zst"]),
     ],
 )
 def test_a_path_in_a_data_set_names_a_part_of_it(server: str, path: str, names: list[str]) -> None:
@@ -160,7 +161,7 @@ def test_a_server_that_is_not_there_is_one_sentence_within_seconds(
 
 def test_braces_name_several_files_of_a_web_server(server: str) -> None:
     sources = find_sources([f"{server}/files/train/{{00..01}}.jsonl.zst?download=true"])
-    assert [source.name for source in sources] == ["00.jsonl.zst", "01.jsonl.zst"]
+    assert [source.name for source in sources] == ["train/00.jsonl.zst", "train/01.jsonl.zst"]
     assert len(list(read_documents(sources[1]))) == 2000
 
 

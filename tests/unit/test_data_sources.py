@@ -330,3 +330,31 @@ def test_the_hash_split_keeps_its_shares_and_its_choices() -> None:
 def test_fractions_that_leave_nothing_to_train_on_are_refused(fractions: tuple[float, float]) -> None:
     with pytest.raises(DataError, match="below 1"):
         check_fractions(*fractions)
+
+
+@pytest.mark.parametrize("form", ["glob", "folder", "braces", "files"])
+def test_the_piles_splits_are_kept_however_its_files_are_named(tmp_path: Path, form: str) -> None:
+    (tmp_path / "train").mkdir()
+    names = ["train/00.jsonl", "train/01.jsonl", "val.jsonl", "test.jsonl"]
+    for name in names:
+        (tmp_path / name).write_text(json.dumps({"text": name}) + "\n")
+    train = {
+        "glob": [f"{tmp_path}/train/*.jsonl"],
+        "folder": [f"{tmp_path}/train"],
+        "braces": [f"{tmp_path}/train/{{00..01}}.jsonl"],
+        "files": [f"{tmp_path}/train/00.jsonl", f"{tmp_path}/train/01.jsonl"],
+    }[form]
+    sources = find_sources([*train, tmp_path / "val.jsonl", tmp_path / "test.jsonl"])
+    assert [(source.name, source.split) for source in sources] == [
+        ("train/00.jsonl", "train"),
+        ("train/01.jsonl", "train"),
+        ("val.jsonl", "val"),
+        ("test.jsonl", "test"),
+    ]
+
+
+def test_a_held_out_file_beside_files_of_no_split_is_refused(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "val.jsonl"):
+        (tmp_path / name).write_text('{"text": "x"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl belongs to no split"):
+        find_sources([tmp_path / "a.jsonl", tmp_path / "val.jsonl"])
