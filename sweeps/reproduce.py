@@ -17,12 +17,22 @@ from rich.rule import Rule
 from calm_lightning.tracking.parent import ParentRun
 from calm_lightning.tracking.provenance import processor, provenance
 from sweeps import artifacts
+from sweeps import artifacts
 from sweeps.config import SweepConfig, sweep_to_yaml
+from sweeps.front.series import Series, front_points
 from sweeps.lock import only_sweep
-from sweeps.objective import Execute, Objective
-from sweeps.report import Budget, brier_table, checks, front_numbers, pareto_table, quantity, summary, write_points
-from sweeps.series import Series, front_points
-from sweeps.space import Point, digest, points
+from sweeps.report.tables import (
+    Budget,
+    brier_table,
+    checks,
+    front_numbers,
+    pareto_table,
+    quantity,
+    summary,
+    write_points,
+)
+from sweeps.space.points import Point, digest, points
+from sweeps.work.objective import Execute, Objective
 
 if TYPE_CHECKING:
     from calm_lightning.data.shards.manifest import Manifest
@@ -150,8 +160,8 @@ def write_results(
     Returns:
         Their paths: PNG, HTML, CSV, Markdown.
     """
-    from sweeps.figures import draw_png
-    from sweeps.interactive import draw_html
+    from sweeps.report.figures import draw_png
+    from sweeps.report.interactive import draw_html
 
     text = summary(series, budget, study_name)
     return [

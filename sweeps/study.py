@@ -16,8 +16,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from calm_lightning.errors import SweepError
-from sweeps.series import Series
-from sweeps.space import Point, axes_of
+from sweeps.front.series import Series
+from sweeps.space.points import Point, axes_of
 
 POINT = "point"
 SERIES = "series"

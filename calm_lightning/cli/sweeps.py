@@ -73,9 +73,9 @@ def _list_trials(sweep: SweepConfig, work_dir: Path) -> None:
     from rich.table import Table
 
     from calm_lightning.config import RunConfig
-    from sweeps.report import quantity
+    from sweeps.report.tables import quantity
     from sweeps.reproduce import corpus_dir
-    from sweeps.space import points
+    from sweeps.space.points import points
 
     def budget(config: RunConfig | None) -> str:
         if config is None:

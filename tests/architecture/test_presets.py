@@ -12,7 +12,7 @@ from calm_lightning.metrics import names
 from data_pipelines.cleaning.clean import Cleaning
 from data_pipelines.writing.settings import read_cleaning
 from sweeps.config import find_sweep, list_sweeps, load_sweep, sweep_to_yaml
-from sweeps.space import points
+from sweeps.space.points import points
 
 
 @pytest.mark.parametrize("preset", list_presets())

@@ -21,8 +21,8 @@ from calm_lightning.metrics import names
 from calm_lightning.metrics.names import ScorePoint
 from calm_lightning.tracking.entries import JournalEntry, by_step, encode, read_journal
 from sweeps.config import SweepConfig, find_sweep, load_sweep
-from sweeps.objective import Objective
-from sweeps.space import points
+from sweeps.space.points import points
+from sweeps.work.objective import Objective
 
 STEPS = 6
 

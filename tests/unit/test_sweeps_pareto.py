@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.pareto import front, hypervolume
+from sweeps.front.pareto import front, hypervolume
 
 small = st.tuples(st.integers(1, 6).map(float), st.integers(0, 6).map(float))
 planes = st.lists(small, max_size=25)

@@ -15,8 +15,10 @@ from rich.console import Console
 
 from calm_lightning.errors import SweepError
 from calm_lightning.metrics.names import ScorePoint
-from sweeps import artifacts, style
-from sweeps.report import (
+from sweeps import artifacts
+from sweeps.front.series import Series, front_points
+from sweeps.report import style
+from sweeps.report.tables import (
     Budget,
     brier_table,
     checks,
@@ -27,7 +29,6 @@ from sweeps.report import (
     summary,
     write_points,
 )
-from sweeps.series import Series, front_points
 
 BUDGET = Budget("A title", "a corpus", "a protocol", "a machine", ("It cannot show <everything>.",))
 
@@ -125,8 +126,8 @@ def test_summary_says_budget_caveats_and_samples() -> None:
 def test_png_and_page_are_self_contained(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     pytest.importorskip("plotly")
-    from sweeps.figures import draw_png
-    from sweeps.interactive import draw_html
+    from sweeps.report.figures import draw_png
+    from sweeps.report.interactive import draw_html
 
     for overlay in (True, False):
         draw_png(tmp_path / "a.png", MODELS, BUDGET, overlay)
@@ -144,8 +145,8 @@ def test_png_and_page_are_self_contained(tmp_path: Path) -> None:
 def test_figures_can_be_drawn_when_nothing_was_learned(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     pytest.importorskip("plotly")
-    from sweeps.figures import draw_png
-    from sweeps.interactive import draw_html
+    from sweeps.report.figures import draw_png
+    from sweeps.report.interactive import draw_html
 
     draw_png(tmp_path / "a.png", [MODELS[2]], BUDGET)
     draw_html(tmp_path / "a.html", [MODELS[2]], BUDGET)

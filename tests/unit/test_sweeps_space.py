@@ -9,7 +9,7 @@ import pytest
 from calm_lightning.errors import ConfigError
 from calm_lightning.flops.count import for_stage
 from sweeps.config import SweepConfig, find_sweep, list_sweeps, load_sweep, sweep_to_yaml
-from sweeps.space import axes, axes_of, digest, points
+from sweeps.space.points import axes, axes_of, digest, points
 
 PLACES = (Path("corpora/x"), Path("runs"))
 

@@ -18,18 +18,18 @@ from optuna.trial import TrialState
 from test_sweeps_objective import STEPS, TinyExecute, tiny_sweep
 
 from calm_lightning.errors import SweepError
+from sweeps.front.series import Series
 from sweeps.lock import only_sweep
-from sweeps.objective import Objective
-from sweeps.series import Series
-from sweeps.space import Point, points
+from sweeps.space.points import Point, points
 from sweeps.study import completed, enqueue_missing, open_study, recover, run_study
+from sweeps.work.objective import Objective
 
 KILLED = """
 import sys
 from pathlib import Path
 from sweeps.lock import only_sweep
-from sweeps.objective import Objective
-from sweeps.space import points
+from sweeps.work.objective import Objective
+from sweeps.space.points import points
 from sweeps.study import open_study, run_study
 from test_sweeps_objective import TinyExecute, tiny_sweep
 work = Path(sys.argv[1])

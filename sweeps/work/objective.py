@@ -13,8 +13,8 @@ from calm_lightning.config import RunConfig
 from calm_lightning.errors import SweepError
 from calm_lightning.flops.count import for_stage
 from calm_lightning.metrics.names import ScorePoint
-from sweeps.series import Series
-from sweeps.space import Point
+from sweeps.front.series import Series
+from sweeps.space.points import Point
 
 
 class Outcome(Protocol):

@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from calm_lightning.metrics.names import ScorePoint
-from sweeps.pareto import front
+from sweeps.front.pareto import front
+
+COMPLETE, PRUNED = "complete", "pruned"
+SETTINGS = (
+    *("model.K", "model.l", "model.N", "model.M", "model.alpha", "model.head", "model.input", "model.noise"),
+    *("model.d", "model.layers", "autoencoder.beta", "autoencoder.kl_clip", "autoencoder.drop_token"),
+    *("autoencoder.drop_latent", "autoencoder.d", "optim.lr"),
+)
+"""Keys of a run's configuration that reports compare by; the baseline has those of its own only."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,12 @@ class Series:
         autoencoder_dir: Its autoencoder's run directory; "" for the baseline.
         mlflow_run_id: MLflow run id, None where it was not recorded.
         text: A sample of generated text.
+        slug: The point of the search space, seeds apart: series of one slug differ in their seed only.
+        seed: The one seed of its runs.
+        trial: Number of the Optuna trial.
+        state: "complete", or "pruned" where training was stopped early; its evaluations count all the same.
+        settings: What reports compare by, swept or not: `SETTINGS` and their values.
+        reason: Why it was stopped; "" where it was not.
     """
 
     label: str
@@ -39,11 +53,21 @@ class Series:
     autoencoder_dir: str
     mlflow_run_id: str | None
     text: str
+    slug: str = ""
+    seed: int = 0
+    trial: int = 0
+    state: str = COMPLETE
+    settings: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
 
     @property
     def K(self) -> int | None:
-        """Tokens per chunk, None for the baseline or where K is not swept."""
-        return self.values.get("model.K")
+        """Tokens per chunk, None for the baseline or where it is not known."""
+        return self.setting("model.K")
+
+    def setting(self, key: str) -> Any:
+        """Return the value of a key of `SETTINGS` or of a swept key, None where the model has none."""
+        return self.values.get(key, self.settings.get(key))
 
     @property
     def final(self) -> ScorePoint:

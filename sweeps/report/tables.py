@@ -15,8 +15,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from calm_lightning.metrics.names import ScorePoint
-from sweeps.pareto import hypervolume
-from sweeps.series import Series, front_points
+from sweeps.front.pareto import hypervolume
+from sweeps.front.series import Series, front_points
 
 LEARNED_AT = 3.0
 """Standard errors above the untrained model from which a model counts as having learned something."""

@@ -15,9 +15,9 @@ from plotly.subplots import make_subplots
 
 from calm_lightning.flops.paper import PUBLISHED
 from calm_lightning.metrics.names import ScorePoint
-from sweeps import style
-from sweeps.report import Budget, checks, interval, quantity, scientific
-from sweeps.series import Series, front_points
+from sweeps.front.series import Series, front_points
+from sweeps.report import style
+from sweeps.report.tables import Budget, checks, interval, quantity, scientific
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _SHEET = f"""

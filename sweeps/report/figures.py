@@ -1,7 +1,7 @@
 """The PNG: training FLOPs, inference FLOPs and the paper's models, each against BrierLM.
 
 Drawn with Matplotlib's object interface and its Agg canvas: no display, no global state, same bytes for the same
-numbers. The interactive page (`sweeps.interactive`) shows the same panels.
+numbers. The interactive page (`sweeps.report.interactive`) shows the same panels.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatterSciNotati
 
 from calm_lightning.flops.paper import PUBLISHED
 from calm_lightning.metrics.names import ScorePoint
-from sweeps import style
-from sweeps.report import Budget
-from sweeps.series import Series, front_points
+from sweeps.front.series import Series, front_points
+from sweeps.report import style
+from sweeps.report.tables import Budget
 
 _NOTE_LINE_INCHES = 8.6 * 1.45 / 72
 """Height of one line of the note below the panels."""

@@ -1,0 +1,1 @@
+"""Stages that are trained once: autoencoders shared between trials, processes and machines."""

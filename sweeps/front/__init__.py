@@ -1,0 +1,1 @@
+"""Evaluations -> front: series of scores, Pareto fronts, hypervolume."""

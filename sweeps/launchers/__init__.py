@@ -1,0 +1,1 @@
+"""Where workers run: on this machine, in a Ray cluster, under Slurm."""

@@ -1,0 +1,1 @@
+"""When a trial is stopped early, why, and how often that would have been wrong."""

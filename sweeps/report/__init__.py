@@ -1,0 +1,1 @@
+"""A sweep for readers: tables, figures, pages, files to compute with."""

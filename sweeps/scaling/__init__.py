@@ -1,0 +1,1 @@
+"""BrierLM as a function of FLOPs, parameters and K, and which K a budget wants."""

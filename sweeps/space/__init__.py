@@ -1,0 +1,1 @@
+"""What is swept: a search space in YAML -> points, each of them the configurations of its runs."""

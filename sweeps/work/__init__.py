@@ -1,0 +1,1 @@
+"""One trial: its autoencoder, its language model, its evaluations."""
