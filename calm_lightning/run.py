@@ -87,6 +87,50 @@ class RunResult:
     reused: bool
 
 
+@dataclass(frozen=True)
+class RunPlace:
+    """What a configuration stands for, before anything is trained or written.
+
+    Attributes:
+        config: The configuration, with what corpus, hardware and autoencoder decide filled in.
+        identity: SHA-256 of everything that changes the run's numbers.
+        name: Readable name.
+        run_dir: The run directory, whether it exists or not.
+        lineage: Hashes of corpus and autoencoder.
+        data: The data module.
+        autoencoder: The autoencoder that it uses, None for other stages.
+    """
+
+    config: RunConfig
+    identity: str
+    name: str
+    run_dir: Path
+    lineage: dict[str, str]
+    data: PileDataModule
+    autoencoder: FinishedAutoencoder | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has been trained to its end."""
+        return (self.run_dir / RESULT).is_file()
+
+
+def locate(config: RunConfig) -> RunPlace:
+    """Return a run's identity and where it is or will be; nothing is trained or written.
+
+    Raises:
+        CalmError: The corpus or the autoencoder is missing, or does not fit the model.
+    """
+    apart = config.stage != "autoencoder" and not config.model.cross_document_attention
+    data = PileDataModule(config.data, config.seed, documents=apart)
+    config, found = resolve(config, data)
+    lineage = {"corpus": data.corpus.hash} | ({"autoencoder": found.identity} if found else {})
+    run_identity = identity(config, **lineage)
+    name = config.name or default_name(config)
+    run_dir = Path(config.work_dir) / config.stage / f"{name}-{run_identity[:10]}"
+    return RunPlace(config, run_identity, name, run_dir, lineage, data, found)
+
+
 def execute(
     config: RunConfig,
     *,
@@ -108,13 +152,9 @@ def execute(
     """
     validate(config)
     keep_freed_memory()
-    apart = config.stage != "autoencoder" and not config.model.cross_document_attention
-    data = PileDataModule(config.data, config.seed, documents=apart)
-    config, found = resolve(config, data)
-    lineage = {"corpus": data.corpus.hash} | ({"autoencoder": found.identity} if found else {})
-    run_identity = identity(config, **lineage)
-    name = config.name or default_name(config)
-    run_dir = Path(config.work_dir) / config.stage / f"{name}-{run_identity[:10]}"
+    place = locate(config)
+    config, data, found, run_dir = place.config, place.data, place.autoencoder, place.run_dir
+    run_identity, name, lineage = place.identity, place.name, place.lineage
     run_dir.mkdir(parents=True, exist_ok=True)
     with _only_process(run_dir):
         if (run_dir / RESULT).is_file():

@@ -17,7 +17,6 @@ from rich.rule import Rule
 from calm_lightning.tracking.parent import ParentRun
 from calm_lightning.tracking.provenance import processor, provenance
 from sweeps import artifacts
-from sweeps import artifacts
 from sweeps.config import SweepConfig, sweep_to_yaml
 from sweeps.front.series import Series, front_points
 from sweeps.lock import only_sweep
