@@ -40,10 +40,10 @@ class PruningConfig:
     warmup: float = 0.25
     confidence: float = 0.95
     training_noise: float = 0.03
-    noise_floor: float = 0.1
+    noise_floor: float = 0.2
     optimism: float = 1.25
     least_growth: float = 0.5
-    steepest_growth: float = 4.0
+    steepest_growth: float = 6.0
     options: dict[str, Any] = field(default_factory=dict)
 
 

@@ -249,11 +249,12 @@ def extrapolation(settings: PruningConfig, own: Curve, z: float) -> tuple[float,
     parts = np.clip(own.brier[-1] + z * own.brier_error[-1], 0.0, None)
     # Where one of Brier-1..4 is not positive BrierLM is 0, whatever the others say: their upper ends say more.
     by_parts = float(np.prod(parts) ** 0.25) if np.isfinite(parts).all() else math.inf
-    upper = max(float(own.score[-1] + z * error_E[-1]), by_parts, settings.noise_floor)
+    upper = max(float(own.score[-1] + z * error_E[-1]), by_parts)
     lower_E = (own.score - z * error_E)[:-1]
     earlier_E = (lower_E > 0) & (own.stage[:-1] < own.stage[-1])
     if not (earlier_E.any() and math.isfinite(upper)):
-        return upper, settings.steepest_growth
+        return max(upper, settings.noise_floor), settings.steepest_growth
     time_E = np.log(own.stage[-1] / own.stage[:-1][earlier_E])
-    shown = float((np.log(upper / lower_E[earlier_E]) / time_E).min())
-    return upper, float(np.clip(settings.optimism * shown, settings.least_growth, settings.steepest_growth))
+    risen_E = np.log(max(upper, np.finfo(np.float64).tiny) / lower_E[earlier_E])
+    growth = np.clip(settings.optimism * (risen_E / time_E).min(), settings.least_growth, settings.steepest_growth)
+    return max(upper, settings.noise_floor), float(growth)
