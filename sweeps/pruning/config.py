@@ -35,7 +35,7 @@ class PruningConfig:
     """
 
     rule: str = NONE
-    min_finished: int = 4
+    min_finished: int = 3
     min_evaluations: int = 3
     warmup: float = 0.25
     confidence: float = 0.95
@@ -43,7 +43,7 @@ class PruningConfig:
     noise_floor: float = 0.2
     optimism: float = 1.25
     least_growth: float = 0.5
-    steepest_growth: float = 6.0
+    steepest_growth: float = 8.0
     options: dict[str, Any] = field(default_factory=dict)
 
 

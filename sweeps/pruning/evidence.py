@@ -22,7 +22,7 @@ VARIATIONS: dict[str, tuple[Any, ...]] = {
     "noise_floor": (0.0, 0.05, 0.5),
     "optimism": (1.0, 1.5, 2.0),
     "least_growth": (0.0, 1.0),
-    "steepest_growth": (2.0, 4.0, 8.0),
+    "steepest_growth": (2.0, 4.0, 6.0),
 }
 """Other values of each setting, for tables of sensitivity."""
 

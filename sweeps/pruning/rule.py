@@ -216,7 +216,8 @@ def _reach(
     known_P = np.append(np.searchsorted(rivals.cost, ahead_P, side="left"), len(rivals.cost))
     front_P = best_R[known_P - 1]
     reach_P = upper * (1 + (places_P - cost) / stage) ** growth
-    nearest = int(np.argmax(reach_P / np.maximum(front_P, np.finfo(np.float64).tiny)))
+    with np.errstate(over="ignore"):  # a front that may be at 0 is reached by a factor without bound
+        nearest = int(np.argmax(reach_P / np.maximum(front_P, np.finfo(np.float64).tiny)))
     place, reach, front = (float(values_P[nearest]) for values_P in (places_P, reach_P, front_P))
     numbers |= {"upper": upper, "growth": growth, "place": place, "reach": reach, "front_lower": front}
     grown = (
