@@ -7,6 +7,12 @@ from dataclasses import dataclass
 WAITING, RUNNING, COMPLETE, PRUNED, FAILED = "waiting", "running", "complete", "pruned", "failed"
 STATES = (WAITING, RUNNING, COMPLETE, PRUNED, FAILED)
 """States of a trial, in the order in which it can pass through them."""
+ENDED = (COMPLETE, PRUNED, FAILED)
+"""States in which a trial has nothing more to do."""
+STARTING, IDLE, LEFT, GONE = "starting", "waiting", "left", "gone"
+"""What a worker without a trial does; "left" because there was nothing more to do, "gone" because it died."""
+SILENT_AFTER = 60.0
+"""Seconds without a sign of life from which a worker is shown as silent."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class TrialView:
         finished: When it ended, unix seconds; None before.
         attempts: How many workers have had it; more than one where a worker died.
         reason: Why it failed or was stopped early; "" otherwise.
+        reused_flops: Those of `train_flops` that it did not spend itself: an autoencoder that another trial trained.
+        evaluated_step: Step of its last evaluation; None before the first, or where it is not known.
     """
 
     number: int
@@ -48,6 +56,8 @@ class TrialView:
     finished: float | None
     attempts: int
     reason: str
+    reused_flops: float = 0.0
+    evaluated_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,8 +68,9 @@ class WorkerView:
         name: Its name, for example "local-0".
         place: Machine and process, for example "host:1234".
         trial: Number of the trial it has, None where it has none.
-        doing: What it does where it has no trial: "starting", "waiting", "gone".
+        doing: What it does where it has no trial: `STARTING`, `IDLE`, `LEFT`, `GONE`.
         silent_seconds: Seconds since its last sign of life, as far as they could be observed.
+        reason: What is known of its death; "" otherwise.
     """
 
     name: str
@@ -67,6 +78,17 @@ class WorkerView:
     trial: int | None
     doing: str
     silent_seconds: float
+    reason: str = ""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still work: it has neither left nor died."""
+        return self.doing not in (LEFT, GONE)
+
+    @property
+    def silent(self) -> bool:
+        """Whether it should have given a sign of life and has not."""
+        return self.alive and self.silent_seconds >= SILENT_AFTER
 
 
 @dataclass(frozen=True)
@@ -119,6 +141,7 @@ class Snapshot:
         hypervolume: Hypervolume of the front, decades of FLOPs times percent.
         cache: What the stage cache did.
         stopping: Whether the sweep was asked to stop.
+        since: When work on it was begun or last taken up, unix seconds; None counts from the first trial's start.
     """
 
     study: str
@@ -132,12 +155,18 @@ class Snapshot:
     hypervolume: float
     cache: CacheCounts
     stopping: bool = False
+    since: float | None = None
 
     def count(self, state: str) -> int:
         """Return how many trials are in a state."""
         return sum(trial.state == state for trial in self.trials)
 
     @property
+    def total(self) -> int:
+        """Trials planned, and never fewer than there are."""
+        return max(self.planned, len(self.trials))
+
+    @property
     def ended(self) -> int:
         """Trials that are complete, pruned or failed."""
-        return self.count(COMPLETE) + self.count(PRUNED) + self.count(FAILED)
+        return sum(trial.state in ENDED for trial in self.trials)
