@@ -25,7 +25,7 @@ class Clock(StrEnum):
 
 
 def replay(
-    places: Annotated[list[Path], typer.Argument(metavar="SWEEP...", help="Directories of sweeps.")],
+    places: Annotated[list[Path], typer.Argument(metavar="SWEEP...", help="Sweeps: directories or names.")],
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Another setting of the rule, for example warmup=0.1."),
@@ -35,13 +35,14 @@ def replay(
     clock: Annotated[Clock, typer.Option(help="flops: all workers equally fast; seconds: as recorded.")] = Clock.flops,
     seed: Annotated[int, typer.Option(help="Seed of the orders.")] = 0,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Also change one setting at a time.")] = False,
+    work_dir: Annotated[Path, typer.Option(help="Directory that holds run directories.")] = Path("runs"),
     as_json: options.AsJson = False,
 ) -> None:
     """Replay complete sweeps under the Pareto rule: false stops, FLOPs saved, and who would have been stopped.
 
     Nothing is trained and nothing is changed. Settings are those of the first sweep's `pruning` section.
 
-    Example: calm sweep replay runs/sweeps/NAME --set warmup=0.1 --workers 8
+    Example: calm sweep replay NAME --set warmup=0.1 --workers 8
     """
     import json
 
@@ -51,7 +52,7 @@ def replay(
     from sweeps.pruning.evidence import sensitivity as vary
     from sweeps.pruning.report import evidence_json, evidence_table, outcome_table, report
 
-    sweeps, settings = _read(places, setting or [])
+    sweeps, settings = _read(places, work_dir, setting or [])
     found = report(sweeps, settings, workers=workers, replays=replays, seed=seed, clock=clock.value)
     varied = []
     if sensitivity:
@@ -70,7 +71,9 @@ def replay(
         console.print(evidence_table(table, "One setting changed at a time", head="setting"))
 
 
-def _read(places: Sequence[Path], changes: Sequence[str]) -> tuple[Mapping[str, Sequence[Trial]], PruningConfig]:
+def _read(
+    places: Sequence[Path], work_dir: Path, changes: Sequence[str]
+) -> tuple[Mapping[str, Sequence[Trial]], PruningConfig]:
     """Return the complete trials of sweeps by name, and the settings of the rule.
 
     Raises:
@@ -81,20 +84,21 @@ def _read(places: Sequence[Path], changes: Sequence[str]) -> tuple[Mapping[str, 
 
     from calm_lightning.config import merge
     from calm_lightning.errors import SweepError
+    from sweeps.config import INFERENCE_FLOPS
+    from sweeps.directory import find_sweep_directory
     from sweeps.pruning.config import PruningConfig, validate_pruning
     from sweeps.pruning.replay import recorded
     from sweeps.trials.reading import read_sweep
 
-    found, first = {}, None
-    for place in places:
-        record = read_sweep(place)
-        first = first or record.config.pruning
+    found: dict[str, Sequence[Trial]] = {}
+    records = [read_sweep(find_sweep_directory(place, work_dir)) for place in places]
+    for place, record in zip(places, records, strict=True):
         name = record.study if record.study not in found else str(place)
         try:
-            found[name] = recorded(record.series)
+            found[name] = recorded(record.series, inference=INFERENCE_FLOPS in record.config.objectives)
         except SweepError as error:
             raise SweepError(f"{place} has {error}") from None
-    assert first is not None
-    settings = merge(PruningConfig, [(str(places[0]), OmegaConf.structured(first))], changes)
+    first = OmegaConf.structured(records[0].config.pruning)
+    settings = merge(PruningConfig, [(str(places[0]), first)], changes)
     validate_pruning(settings)
     return found, settings

@@ -1,22 +1,22 @@
 """Complete sweeps replayed as if their trials had run side by side under a rule: what it stops, saves and loses.
 
 A replay takes the recorded evaluations, has W workers go through the trials in some order, and asks the rule after each
-of them, with what was known at that moment. What a stopped trial would still have brought is known, because it was
-recorded: a stop is false if an evaluation after it lies on the front of the complete sweep. Fronts are those of one
-stage: the token baseline is a reference and no rival of the continuous models.
+of them, with what workers know at that moment: the evaluations of the trials that have ended. What a stopped trial
+would still have brought is known, because it was recorded: a stop is false if an evaluation after it lies on the front
+of the complete sweep. Trials compete as in `sweeps.pruning.rivals`.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calm_lightning.errors import SweepError
-from sweeps.front.pareto import front, hypervolume
+from sweeps.front.pareto import hypervolume
 from sweeps.front.series import COMPLETE, Series
 from sweeps.pruning.config import PruningConfig
 from sweeps.pruning.rule import Curve, Decision, Rivals, judge
@@ -35,6 +35,7 @@ class Trial:
         label: How tables call its model.
         number: Number of the trial.
         stage: The trials that compete with each other have the same.
+        price: Inference FLOPs per token where these are an objective, else 0: rivals cost no more.
         curve: Its evaluations.
         seconds: Seconds of training at each evaluation, (E,).
         lasting: Whether each lies on the front of the complete sweep, (E,).
@@ -45,6 +46,7 @@ class Trial:
     label: str
     number: int
     stage: str
+    price: float
     curve: Curve
     seconds: NDArray[np.float64]
     lasting: Flags
@@ -88,73 +90,94 @@ class Replay:
     hypervolume_loss: float
 
 
-def recorded(series: Sequence[Series], truth: Sequence[Series] | None = None) -> tuple[Trial, ...]:
+def recorded(
+    series: Sequence[Series], truth: Sequence[Series] | None = None, *, inference: bool = False
+) -> tuple[Trial, ...]:
     """Return the complete trials of a sweep, ready for replays; pruned ones are left out, their ends are unknown.
 
     Args:
         series: The sweep.
         truth: The same trials with noise-free scores, where these are known.
+        inference: Whether inference FLOPs per token are an objective beside training FLOPs.
 
     Raises:
         SweepError: Fewer than two trials are complete.
     """
     offered = {index: Curve.of(one.points) for index, one in enumerate(series) if one.state == COMPLETE}
-    kept = [index for index, curve in offered.items() if len(curve.cost)]
-    if len(kept) < 2:
-        raise SweepError(f"{len(kept)} complete trials with evaluations: a replay needs at least two")
-    curves = [offered[index] for index in kept]
-    stages = [series[index].stage for index in kept]
-    lasting, significant = _contributions(curves, stages)
-    true = lasting if truth is None else _contributions([Curve.of(truth[i].points) for i in kept], stages)[0]
-    ready = []
-    for n, index in enumerate(kept):
+    curves = {index: curve for index, curve in offered.items() if len(curve.cost)}
+    if len(curves) < 2:
+        raise SweepError(f"{len(curves)} complete trials with evaluations: a replay needs at least two")
+    trials = []
+    for index, curve in curves.items():
         one, taken = series[index], {point.train_flops: point.seconds for point in series[index].trained}
-        seconds = np.array([taken[cost] for cost in curves[n].cost.tolist()])
-        ready.append(Trial(one.label, one.trial, one.stage, curves[n], seconds, lasting[n], significant[n], true[n]))
-    return tuple(ready)
+        seconds = np.array([taken[cost] for cost in curve.cost.tolist()])
+        price = one.final.inference_flops_per_token if inference else 0.0
+        none = np.zeros(len(curve.cost), dtype=bool)
+        trials.append(Trial(one.label, one.trial, one.stage, price, curve, seconds, none, none, none))
+    true = (
+        trials
+        if truth is None
+        else [replace(trial, curve=Curve.of(truth[index].points)) for index, trial in zip(curves, trials, strict=True)]
+    )
+    flags = zip(trials, _on_front(trials), _on_front(true), strict=True)
+    return tuple(
+        replace(trial, lasting=lasting, significant=_stands_out(trials, trial, lasting), true=really)
+        for trial, lasting, really in flags
+    )
 
 
-def _contributions(curves: Sequence[Curve], stages: Sequence[str]) -> tuple[list[Flags], list[Flags]]:
-    """Return which evaluations lie on the front of their stage, and which do so significantly."""
-    lasting = [np.zeros(len(curve.cost), dtype=bool) for curve in curves]
-    significant = [flags.copy() for flags in lasting]
-    for stage in sorted(set(stages)):
-        group = [index for index, own in enumerate(stages) if own == stage]
-        places = [(i, e) for i in group for e in range(len(curves[i].cost)) if curves[i].score[e] > 0]
-        plane = [(float(curves[i].cost[e]), float(curves[i].score[e])) for i, e in places]
-        for index in front(plane):
-            i, e = places[index]
-            lasting[i][e] = True
-            significant[i][e] = _stands_out(curves, [other for other in group if other != i], i, e)
-    return lasting, significant
+def _on_front(trials: Sequence[Trial]) -> list[Flags]:
+    """Return which evaluations above 0 no other evaluation of their stage dominates."""
+    found = []
+    for own in trials:
+        beaten_E = own.curve.score <= 0
+        for other in trials:
+            if other.stage == own.stage and other.price <= own.price:
+                cheaper_EF = other.curve.cost <= own.curve.cost[:, None]
+                better_EF = other.curve.score >= own.curve.score[:, None]
+                equal_EF = (other.curve.cost == own.curve.cost[:, None]) & (
+                    other.curve.score == own.curve.score[:, None]
+                )
+                differs_EF = ~equal_EF if other.price == own.price else np.ones_like(equal_EF)
+                beaten_E = beaten_E | (cheaper_EF & better_EF & differs_EF).any(1)
+        found.append(~beaten_E)
+    return found
 
 
-def _stands_out(curves: Sequence[Curve], others: Sequence[int], i: int, e: int) -> bool:
-    """Return whether an evaluation lies above the others' front, or above 0, by more than the interval."""
-    cost, score, error = (float(values[e]) for values in (curves[i].cost, curves[i].score, curves[i].error))
-    front_score, front_error = 0.0, 0.0
-    for other in others:
-        for k in np.flatnonzero((curves[other].cost <= cost) & (curves[other].score > front_score)):
-            if curves[other].score[k] > front_score:
-                front_score, front_error = float(curves[other].score[k]), float(curves[other].error[k])
-    return score - front_score > SIGNIFICANT * float(np.hypot(error, front_error))
+def _stands_out(trials: Sequence[Trial], own: Trial, lasting_E: Flags) -> Flags:
+    """Return which evaluations of the front lie above that of all others, or above 0, by more than the interval."""
+    found_E = lasting_E.copy()
+    for e in np.flatnonzero(lasting_E):
+        front_score, front_error = 0.0, 0.0
+        for other in trials:
+            if other is own or other.stage != own.stage or other.price > own.price:
+                continue
+            affordable = int(np.searchsorted(other.curve.cost, own.curve.cost[e], side="right"))
+            if affordable and other.curve.score[:affordable].max() > front_score:
+                k = int(other.curve.score[:affordable].argmax())
+                front_score, front_error = float(other.curve.score[k]), float(other.curve.error[k])
+        found_E[e] = own.curve.score[e] - front_score > SIGNIFICANT * np.hypot(own.curve.error[e], front_error)
+    return found_E
 
 
 class _Board:
-    """All evaluations so far of one stage, kept sorted by cost."""
+    """The evaluations of ended trials of one stage, sorted by cost."""
 
     def __init__(self) -> None:
         self.rows_R4 = np.empty((0, 4))
         self.finished = 0
 
-    def add(self, cost: float, score: float, error: float, trial: int) -> None:
-        """Record an evaluation."""
-        place = int(np.searchsorted(self.rows_R4[:, 0], cost, side="right"))
-        self.rows_R4 = np.insert(self.rows_R4, place, (cost, score, error, trial), axis=0)
+    def add(self, trial: Trial, evaluations: int) -> None:
+        """Record the first evaluations of a trial that has ended."""
+        known = trial.curve.until(evaluations)
+        rows_E4 = np.stack((known.cost, known.score, known.error, np.full(evaluations, trial.price)), axis=1)
+        rows_R4 = np.concatenate((self.rows_R4, rows_E4[np.isfinite(known.error)]))
+        self.rows_R4 = rows_R4[np.argsort(rows_R4[:, 0], kind="stable")]
+        self.finished += 1
 
-    def without(self, trial: int) -> Rivals:
-        """Return the evaluations of all other trials."""
-        rows_R4 = self.rows_R4[(self.rows_R4[:, 3] != trial) & np.isfinite(self.rows_R4[:, 2])]
+    def rivals(self, trial: Trial) -> Rivals:
+        """Return the evaluations that compete with a trial."""
+        rows_R4 = self.rows_R4[self.rows_R4[:, 3] <= trial.price]
         return Rivals(rows_R4[:, 0], rows_R4[:, 1], rows_R4[:, 2])
 
 
@@ -192,17 +215,17 @@ def replay(
     while events:
         now, index, e = heapq.heappop(events)
         trial, board = trials[index], boards[trials[index].stage]
-        board.add(trial.curve.cost[e], trial.curve.score[e], trial.curve.error[e], index)
         if e + 1 == len(trial.curve.cost):
-            board.finished += 1
+            board.add(trial, e + 1)
             begin(now)
             continue
-        known = trial.curve.until(e + 1)
-        decision = judge(settings, known, float(trial.curve.cost[-1]), board.without(index), board.finished)
+        final = float(trial.curve.cost[-1])
+        decision = judge(settings, trial.curve.until(e + 1), final, board.rivals(trial), board.finished)
         if decision.stop:
             later = slice(e + 1, None)
             lost = (trial.lasting[later], trial.significant[later], trial.true[later])
             stops.append(Stop(index, e, decision, *(bool(flags.any()) for flags in lost)))
+            board.add(trial, e + 1)
             begin(now)
         else:
             heapq.heappush(events, (offsets[index] + _duration(trial, e + 1, clock), index, e + 1))

@@ -130,8 +130,8 @@ def decide(
         settings: Settings of the rule.
         curve: Its evaluations so far; those of step 0 are ignored.
         final_flops: Training FLOPs at its last step, the autoencoder's included.
-        others: Evaluations so far of all other trials that it competes with, whatever became of them.
-        finished: Trials that are complete.
+        others: Evaluations of the trials that it competes with (`sweeps.pruning.rivals`), whatever became of them.
+        finished: Trials among them that have ended.
     """
     return judge(settings, Curve.of(curve), final_flops, Rivals.of(others), finished)
 

@@ -17,6 +17,8 @@ from sweeps.pruning.config import PruningConfig
 from sweeps.pruning.evidence import gather, rate, sensitivity
 from sweeps.pruning.replay import SECONDS, Trial, recorded, replay
 from sweeps.pruning.report import evidence_table, outcome_table, report
+from sweeps.pruning.rivals import competitors, evaluations
+from sweeps.pruning.rule import Evaluation
 from sweeps.pruning.synthetic import KINDS, sweep
 
 RECKLESS = PruningConfig(
@@ -99,6 +101,21 @@ def test_stages_do_not_compete() -> None:
     trials = recorded([baseline, BAD, LATE])
     assert trials[1].lasting.tolist() == [True] * 4
     assert all(stop.trial != 1 for stop in replay(trials, RECKLESS, workers=1).stops)
+
+
+def test_where_inference_is_an_objective_only_cheaper_models_compete() -> None:
+    def priced(one: Series, price: float) -> Series:
+        return replace(one, points=tuple(replace(point, inference_flops_per_token=price) for point in one.points))
+
+    models = [priced(GOOD, 2.0), priced(BAD, 1.0), priced(LATE, 3.0)]
+    good, bad, _ = recorded(models, inference=True)
+    assert good.lasting.tolist() == [True] * 4
+    assert bad.lasting.tolist() == [True] * 4
+    assert [stop.trial for stop in replay(recorded(models, inference=True), RECKLESS, workers=1).stops] == [2]
+    assert [one.label for one in competitors(models, "calm", 2.0)] == ["good", "bad"]
+    assert [one.label for one in competitors(models, "calm")] == ["good", "bad", "late"]
+    assert competitors(models, "baseline") == []
+    assert evaluations([BAD])[1] == Evaluation(2.5, 2.0, 0.0)
 
 
 def test_pruned_trials_are_left_out_and_one_is_not_enough() -> None:
