@@ -30,8 +30,9 @@ from calm_lightning.stages.autoencoder import AutoencoderStage
 from calm_lightning.stages.base import Stage
 from calm_lightning.stages.baseline import BaselineStage
 from calm_lightning.stages.batch_record import BatchRecord
-from calm_lightning.stages.callbacks import AtomicCheckpointIO, CostLedger, ResumeCheckpoint, StreamPlace
+from calm_lightning.stages.callbacks import AtomicCheckpointIO, CostLedger, ResumeCheckpoint, StreamPlace, Watched
 from calm_lightning.stages.calm import CalmStage
+from calm_lightning.stages.watch import Watch
 from calm_lightning.tracking.journal import MetricsJournal
 
 RESULT, CONFIG, WEIGHTS = "result.json", "config.yaml", "model.safetensors"
@@ -277,9 +278,22 @@ class _TrainingBar(RichProgressBar):
 
 
 def build_trainer(
-    config: RunConfig, ledger: CostLedger, journal: MetricsJournal, checkpoint: Path, progress: bool
+    config: RunConfig,
+    ledger: CostLedger,
+    journal: MetricsJournal,
+    checkpoint: Path,
+    progress: bool,
+    watch: Watch | None = None,
 ) -> pl.Trainer:
     """Return a Lightning trainer.
+
+    Args:
+        config: The resolved configuration.
+        ledger: Counts what the run spends.
+        journal: Takes what is logged.
+        checkpoint: The file that a killed run continues from.
+        progress: Whether to show a progress bar.
+        watch: May stop the run between steps.
 
     Raises:
         ConfigError: Lightning refuses a value of `trainer.*`, for example an accelerator that is not there.
@@ -290,7 +304,10 @@ def build_trainer(
     callbacks: list[pl.Callback] = []
     if config.optim.ema_decay > 0:
         callbacks.append(_FinalAverage(decay=config.optim.ema_decay))
-    callbacks += [StreamPlace(config.seed), ledger, ResumeCheckpoint(checkpoint, config.checkpoint_steps, every)]
+    resume = ResumeCheckpoint(checkpoint, config.checkpoint_steps, every)
+    callbacks += [StreamPlace(config.seed), ledger, resume]
+    if watch is not None:
+        callbacks.append(Watched(watch, resume))
     if config.data.record_batches:
         callbacks.append(BatchRecord(journal.path.parent))
     progress = progress and config.trainer.get("enable_progress_bar") is not False

@@ -21,6 +21,10 @@ class ShardError(DataError):
     """A shard cannot be had, or is not what its manifest says."""
 
 
+class BusyError(CalmError):
+    """Another live process is at work on the same run."""
+
+
 class CheckpointError(CalmError):
     """A checkpoint is missing, damaged, or belongs to another model."""
 

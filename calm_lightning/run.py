@@ -40,7 +40,7 @@ from calm_lightning.config.validation import validate
 from calm_lightning.data.datamodule import PileDataModule
 from calm_lightning.data.texts import CorpusSplit
 from calm_lightning.data.tokenizers import save_tokenizer
-from calm_lightning.errors import CalmError, CheckpointError
+from calm_lightning.errors import BusyError, CheckpointError
 from calm_lightning.language_model.heads.registry import sampling_in_words
 from calm_lightning.metrics import names
 from calm_lightning.metrics.names import ScorePoint
@@ -48,6 +48,7 @@ from calm_lightning.metrics.protocol import ALIGNED, Protocol
 from calm_lightning.stages.allocator import keep_freed_memory
 from calm_lightning.stages.base import Stage
 from calm_lightning.stages.scoring import ScoredStage
+from calm_lightning.stages.watch import RunStopped, Watch
 from calm_lightning.tracking.journal import MetricsJournal, by_step, read_journal
 from calm_lightning.tracking.provenance import commit
 
@@ -137,6 +138,7 @@ def execute(
     parent_run_id: str | None = None,
     tags: dict[str, str] | None = None,
     progress: bool = True,
+    watch: Watch | None = None,
 ) -> RunResult:
     """Train and score one run, continue it, or return its result if it has finished.
 
@@ -145,9 +147,11 @@ def execute(
         parent_run_id: MLflow run that this one is a child of.
         tags: Further MLflow tags.
         progress: Whether to show a progress bar.
+        watch: Is told of evaluations and may stop the run between steps.
 
     Raises:
         CalmError: Whatever the user can mend, in one sentence.
+        RunStopped: The watcher stopped it; executing it again continues.
         KeyboardInterrupt: The user stopped it; executing it again continues.
     """
     validate(config)
@@ -164,11 +168,14 @@ def execute(
         reused = (run_dir / RESULT).is_file()
         try:
             if not reused:
-                stage = _train(config, data, found, run_dir, progress)
+                stage = _train(config, data, found, run_dir, progress, watch)
                 _finish(config, data, stage, run_dir, {"model": run_identity} | lineage, name)
         except BaseException as error:
             if tracker:
-                tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+                stopped = isinstance(error, (KeyboardInterrupt, RunStopped))
+                run_id = tracker.finish("KILLED" if stopped else "FAILED")
+                if isinstance(error, RunStopped):
+                    error.mlflow_run_id = run_id
             raise
         if tracker:
             run_id = tracker.finish("FINISHED", [run_dir / part for part in (CONFIG, RESULT, SAMPLE)])
@@ -187,15 +194,13 @@ def read_result(run_dir: Path, *, reused: bool = True) -> RunResult:
     if not (run_dir / RESULT).is_file():
         raise CheckpointError(f"{run_dir} holds no finished run: run its command again to continue it")
     result = load_result(run_dir)
-    steps = by_step(read_journal(run_dir))
-    points = [ScorePoint.from_metrics(step, dict(values)) for step, values in sorted(steps.items())]
     sample = run_dir / SAMPLE
     return RunResult(
         run_dir=run_dir,
         identity=result["identity"],
         name=result["name"],
         stage=result["stage"],
-        points=tuple(point for point in points if point is not None),
+        points=read_points(run_dir),
         metrics=result["metrics"],
         train_flops=result["train_flops"],
         text=sample.read_text() if sample.is_file() else "",
@@ -204,15 +209,31 @@ def read_result(run_dir: Path, *, reused: bool = True) -> RunResult:
     )
 
 
+def read_points(run_dir: Path) -> tuple[ScorePoint, ...]:
+    """Return every evaluation of a language model's run so far, by rising step.
+
+    Raises:
+        TrackingError: The journal is damaged.
+    """
+    steps = by_step(read_journal(run_dir))
+    points = (ScorePoint.from_metrics(step, dict(values)) for step, values in steps.items())
+    return tuple(point for point in points if point is not None)
+
+
 def _train(
-    config: RunConfig, data: PileDataModule, found: FinishedAutoencoder | None, run_dir: Path, progress: bool
+    config: RunConfig,
+    data: PileDataModule,
+    found: FinishedAutoencoder | None,
+    run_dir: Path,
+    progress: bool,
+    watch: Watch | None,
 ) -> Stage:
     """Train to the last step, from a checkpoint if there is one, evaluating before the first and after the last."""
     stage = build_stage(config, found)
     ledger = build_ledger(config, found)
     journal = MetricsJournal(run_dir)
     checkpoint = run_dir / CHECKPOINT
-    trainer = build_trainer(config, ledger, journal, checkpoint, progress)
+    trainer = build_trainer(config, ledger, journal, checkpoint, progress, watch)
     resume = checkpoint.is_file()
     with lightning_interrupts(trainer):
         journal.rewind(trainer.strategy.checkpoint_io.load_checkpoint(checkpoint)["global_step"] if resume else -1)
@@ -352,7 +373,7 @@ def _only_process(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise CalmError(f"another process is training {run_dir}: wait for it to finish, or stop it") from None
+            raise BusyError(f"another process is training {run_dir}: wait for it to finish, or stop it") from None
         yield
 
 

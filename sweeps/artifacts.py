@@ -15,7 +15,7 @@ SUMMARY = "summary.md"
 CONFIG = "sweep.yaml"
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Write a file through a temporary name in the same directory.
 
     Args:
@@ -38,3 +38,12 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
     finally:
         scratch.unlink(missing_ok=True)
     return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file, whole or not at all.
+
+    Raises:
+        SweepError: As `write_whole`.
+    """
+    return write_whole(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))

@@ -13,21 +13,21 @@ import typer
 from typer.core import TyperGroup
 
 from calm_lightning import __version__
-from calm_lightning.cli import data
+from calm_lightning.cli import cache, data, sweep
 from calm_lightning.cli.checkpoints import export_hf, import_hf
 from calm_lightning.cli.config import config
 from calm_lightning.cli.diagnose import diagnose
 from calm_lightning.cli.evaluate import evaluate
 from calm_lightning.cli.flops import flops
 from calm_lightning.cli.generate import generate
-from calm_lightning.cli.sweeps import reproduce
+from calm_lightning.cli.reproduce import reproduce
 from calm_lightning.cli.train import train
 from calm_lightning.cli.ui import ui
 from calm_lightning.errors import CalmError
 
 USER_ERROR = 2
 INTERRUPTED = 130
-_CONTINUED = ("reproduce", "train")
+_CONTINUED = ("reproduce", "sweep", "train")
 """Commands that continue where they were stopped."""
 _MENDABLE = (
     errno.EISDIR,
@@ -82,6 +82,8 @@ app = typer.Typer(
     epilog="Start here: calm reproduce k4-sweet-spot",
 )
 app.command()(reproduce)
+app.add_typer(sweep.app, name="sweep")
+app.add_typer(cache.app, name="cache")
 app.add_typer(data.app, name="data")
 app.command()(train)
 app.command("eval")(evaluate)

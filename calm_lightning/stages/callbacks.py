@@ -19,6 +19,7 @@ from calm_lightning.data.batch import TokenBatch
 from calm_lightning.errors import CheckpointError
 from calm_lightning.flops.report import FlopsReport
 from calm_lightning.metrics import names
+from calm_lightning.stages.watch import RunStopped, Watch
 
 
 def _has_stepped(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -152,7 +153,13 @@ class ResumeCheckpoint(pl.Callback):
         self.evaluate_every_steps = evaluate_every_steps
         self._saved_at = -1
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def may_save(self, trainer: pl.Trainer, batch_idx: int) -> bool:
+        """Return whether this micro-batch ended an optimiser step that is not evaluated."""
+        evaluated = self.evaluate_every_steps and trainer.global_step % self.evaluate_every_steps == 0
+        return _has_stepped(trainer, batch_idx) and not evaluated
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Write the checkpoint, unless this step's is there."""
         if trainer.global_step != self._saved_at:
             trainer.save_checkpoint(self.path)
             self._saved_at = trainer.global_step
@@ -161,15 +168,48 @@ class ResumeCheckpoint(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: TokenBatch, batch_idx: int
     ) -> None:
         """Save every `every_steps` optimiser steps that are not evaluated."""
-        step = trainer.global_step
-        evaluated = self.evaluate_every_steps and step % self.evaluate_every_steps == 0
-        if _has_stepped(trainer, batch_idx) and step % self.every_steps == 0 and not evaluated:
-            self._save(trainer)
+        if self.may_save(trainer, batch_idx) and trainer.global_step % self.every_steps == 0:
+            self.save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after an evaluation during training."""
         if trainer.state.fn == "fit":
-            self._save(trainer)
+            self.save(trainer)
+
+
+class Watched(pl.Callback):
+    """Asks the watcher between steps. Comes after the checkpoint's callback, so that a stop loses nothing.
+
+    Args:
+        watch: The watcher.
+        checkpoint: The run's checkpoint, written once more when the run is interrupted.
+    """
+
+    def __init__(self, watch: Watch, checkpoint: ResumeCheckpoint) -> None:
+        self._watch, self._checkpoint = watch, checkpoint
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: TokenBatch, batch_idx: int
+    ) -> None:
+        """Stop after a step that is not evaluated: one that is must be evaluated before it is saved.
+
+        Raises:
+            RunStopped: The watcher asks for it.
+        """
+        if self._checkpoint.may_save(trainer, batch_idx) and self._watch.interrupted():
+            self._checkpoint.save(trainer)
+            raise RunStopped("interrupted")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell the watcher of an evaluation during training.
+
+        Raises:
+            RunStopped: The watcher asks for it.
+        """
+        if trainer.state.fn == "fit":
+            self._watch.evaluated(trainer.global_step)
+            if self._watch.interrupted():
+                raise RunStopped("interrupted")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -18,6 +18,8 @@ from typing import Any
 from calm_lightning.errors import TrackingError
 
 JOURNAL_NAME = "metrics.jsonl"
+UNSENT = "mlflow.unsent"
+"""There while MLflow has not got everything of a run that has ended."""
 
 
 @dataclass(frozen=True)

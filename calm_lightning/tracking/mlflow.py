@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from calm_lightning.tracking.config import TrackingConfig
-from calm_lightning.tracking.entries import JOURNAL_NAME, JournalEntry, decode_lines
+from calm_lightning.tracking.entries import JOURNAL_NAME, UNSENT, JournalEntry, decode_lines
 from calm_lightning.tracking.provenance import provenance
 from calm_lightning.tracking.store import Store, open_store, require_mlflow, tracking_uri
 
@@ -126,10 +126,14 @@ class MlflowTracker:
         """
         if not self._thread.is_alive():
             return self._run_id
+        unsent = self._journal.with_name(UNSENT)
+        unsent.touch()
         self._closing, self._deadline = (status, list(artifacts)), time.monotonic() + timeout
         self._stop.set()
         self._thread.join(timeout + 1.0)
-        if not self._done:
+        if self._done:
+            unsent.unlink(missing_ok=True)
+        else:
             _LOG.warning(
                 "MLflow at %s did not take everything of run %s in time; the journal %s has it all, "
                 "and running the same command again sends the rest",

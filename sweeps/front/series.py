@@ -42,6 +42,7 @@ class Series:
         state: "complete", or "pruned" where training was stopped early; its evaluations count all the same.
         settings: What reports compare by, swept or not: `SETTINGS` and their values.
         reason: Why it was stopped; "" where it was not.
+        finished: When its trial ended, unix seconds; None where that is not known.
     """
 
     label: str
@@ -59,6 +60,7 @@ class Series:
     state: str = COMPLETE
     settings: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
+    finished: float | None = None
 
     @property
     def K(self) -> int | None:

@@ -1,43 +1,55 @@
-"""From a sweep to its points: which models, and the two run configurations that each of them stands for.
+"""From values of swept keys to a point: the configurations of the runs that they stand for.
 
-Points are values: equal sweeps give equal points, and the hash of their run identities names the study, so a
-changed number starts a new study instead of mixing two budgets in one front.
+Points are values: equal sweeps give equal points. A key goes to the run it belongs to: what both models must agree on
+(K, l, the data, the autoencoder's shape) to autoencoder and language model, everything else to the language model, and
+`autoencoder.optim.lr` and its like to the autoencoder's own run.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from calm_lightning.config import RunConfig, identity, load_config, merge
+from calm_lightning.autoencoder.config import AutoencoderConfig
+from calm_lightning.config import RunConfig, load_config, merge
 from calm_lightning.config.validation import validate
 from calm_lightning.errors import ConfigError
+from sweeps.budget.fairness import check_alike, common
+from sweeps.budget.forecast import Forecast, forecast
+from sweeps.budget.rule import apply_budget
 from sweeps.config import SweepConfig
+from sweeps.space.expressions import evaluate
+from sweeps.space.parameters import Parameter, parameters
 
-BASELINE = "baseline"
+AUTOENCODER, CALM, BASELINE = "autoencoder", "calm", "baseline"
 _SHARED_PREFIXES = ("autoencoder.", "data.")
-_SHARED_KEYS = ("model.K", "model.l", "model.vocabulary", "seed")
-_SHORT = {"model.K": "K", "model.l": "l", "model.N": "N", "model.M": "M", "model.alpha": "alpha"}
+_SHARED_KEYS = ("model.K", "model.l", "model.vocabulary")
+_OWN_RUN = frozenset(field.name for field in fields(RunConfig)) | {"all"}
+_SHAPE = frozenset(field.name for field in fields(AutoencoderConfig))
+_LONGEST_SLUG = 56
 
 
 @dataclass(frozen=True)
 class Point:
-    """One model of the grid.
+    """One model of a sweep.
 
     Attributes:
-        label: How tables and figures call it, unique within a sweep.
-        slug: How directories and the study call it.
+        label: How tables and figures call it.
+        slug: How directories and the study call it, unique within a sweep.
         stage: "calm" or "baseline".
-        values: The swept keys and their values here; empty for the baseline.
+        values: The swept keys and their values here; empty for the plain baseline.
         model: Configuration of the language model's run; `autoencoder_run` is still to be set.
         autoencoder: Configuration of its autoencoder's run; None for the baseline.
+        forecast: What training it will take; None where the vocabulary is not known yet.
+        refused: The constraint it breaks; "" where it breaks none.
     """
 
     label: str
@@ -46,10 +58,218 @@ class Point:
     values: dict[str, Any]
     model: RunConfig
     autoencoder: RunConfig | None
+    forecast: Forecast | None = None
+    refused: str = ""
 
     def language_model(self, autoencoder_run: str) -> RunConfig:
         """Return the language model's configuration, made to use a trained autoencoder."""
         return replace(self.model, autoencoder_run=autoencoder_run)
+
+    def seeded(self, seed: int, autoencoder_seed: int | None) -> Point:
+        """Return the point with the seeds of one trial; None gives the autoencoder the trial's seed."""
+        below = self.autoencoder
+        if below is not None:
+            below = replace(below, seed=seed if autoencoder_seed is None else autoencoder_seed)
+        return replace(self, model=replace(self.model, seed=seed), autoencoder=below)
+
+
+class PointMaker:
+    """Makes points of one sweep.
+
+    Args:
+        sweep: The sweep.
+        corpus: Directory of the prepared corpus.
+        work_dir: Directory that holds run directories.
+        vocabulary: Vocabulary size V of the corpus; None where it is not known, which leaves FLOPs uncounted.
+
+    Raises:
+        ConfigError: The search space cannot be understood.
+    """
+
+    def __init__(self, sweep: SweepConfig, corpus: Path, work_dir: Path, vocabulary: int | None = None) -> None:
+        self.sweep, self.vocabulary = sweep, vocabulary
+        self.parameters: tuple[Parameter, ...] = parameters(sweep.space)
+        self._places = {
+            "data": {"corpus": str(corpus)},
+            "work_dir": str(work_dir),
+            "tracking": vars(sweep.tracking),
+        }
+        self._short = _short_names([parameter.key for parameter in self.parameters])
+        self._derived = [key for key, _ in flatten(sweep.derived)]
+        self._first: dict[str, Any] = {}
+        self._drafts: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
+
+    def baseline(self) -> Point:
+        """Return the token baseline that stands beside the space.
+
+        Raises:
+            ConfigError: Its configuration contradicts itself.
+        """
+        return self._point({}, BASELINE, BASELINE, BASELINE)
+
+    def make(self, values: Mapping[str, Any]) -> Point:
+        """Return the point of some values of swept keys.
+
+        Raises:
+            ConfigError: A configuration contradicts itself; the message names the point.
+        """
+        stage = values.get("stage", CALM)
+        named = {self._short[key]: value for key, value in values.items() if key != "stage"}
+        head = "baseline" if stage == BASELINE else "CALM"
+        label = f"{head} " + ", ".join(f"{name}={_shown(value)}" for name, value in named.items())
+        return self._point(dict(values), str(stage), label.strip(), _slug(str(stage), named))
+
+    def seeded(self, values: Mapping[str, Any], seed: int) -> Point:
+        """Return the point of one trial: no values mean the plain baseline.
+
+        Raises:
+            ConfigError: As `make`.
+        """
+        point = self.make(values) if values else self.baseline()
+        return point.seeded(seed, self.sweep.autoencoder_seed) if self.varies_seeds else point
+
+    @property
+    def varies_seeds(self) -> bool:
+        """Whether trials have other seeds than their configurations say."""
+        return bool(self.sweep.seeds) or self.sweep.autoencoder_seed is not None
+
+    def active(self, parameter: Parameter, values: Mapping[str, Any]) -> bool:
+        """Return whether a key is swept where the keys above it have these values."""
+        if not parameter.when:
+            return True
+        draft = self._draft(str(values.get("stage", CALM)), ())
+        for key, value in values.items():
+            _put(draft, key, value)
+        return bool(evaluate(parameter.when, _names(draft), f"space.{parameter.key}.when"))
+
+    def _point(self, values: dict[str, Any], stage: str, label: str, slug: str) -> Point:
+        model, below = self._configured(values, stage, label, slug)
+        self._first = self._first or common(model)
+        check_alike(self._first, model, label, {*values, *self._derived})
+        point = Point(label, slug, stage, values, model, below)
+        if self.vocabulary is None:
+            return point
+        try:
+            model, below = apply_budget(self.sweep.budget, model, below, self.vocabulary)
+        except ConfigError as error:  # a model that is too dear for the budget is left out, as by a constraint
+            return replace(point, refused=str(error))
+        validate(model)
+        costs = forecast(model, below, self.vocabulary)
+        refused = self._refused(model, costs)
+        return replace(point, model=model, autoencoder=below, forecast=costs, refused=refused)
+
+    def _configured(
+        self, values: dict[str, Any], stage: str, label: str, slug: str
+    ) -> tuple[RunConfig, RunConfig | None]:
+        """Return the configurations of language model and autoencoder, before the budget."""
+        known = self._with_derived(values, stage)
+        rules = tuple(
+            index
+            for index, rule in enumerate(self.sweep.per_value)
+            if stage == CALM and all(known.get(key) == value for key, value in flatten(rule.when))
+        )
+        runs = {}
+        for one in (AUTOENCODER, CALM) if stage == CALM else (stage,):
+            draft = self._draft(one, rules)
+            for key, value in self._routed(known, one):
+                _put(draft, key, value)
+            for key, value in self._exceptions(one, rules):
+                _put(draft, key, value)
+            _put(draft, "name", "" if one == AUTOENCODER else slug if stage == BASELINE else f"{CALM}-{slug}")
+            runs[one] = _checked(draft, one, label)
+        return runs[stage], runs.get(AUTOENCODER)
+
+    def _with_derived(self, values: Mapping[str, Any], stage: str) -> dict[str, Any]:
+        """Return the values with those that follow from them, in the file's order."""
+        known = {key: value for key, value in values.items() if key != "stage"}
+        if stage != CALM or not self.sweep.derived:
+            return known
+        draft = self._draft(CALM, ())
+        for key, value in known.items():
+            _put(draft, key, value)
+        for key, expression in flatten(self.sweep.derived):
+            known[key] = evaluate(expression, _names(draft), f"derived.{key}")
+            _put(draft, key, known[key])
+        return known
+
+    def _routed(self, values: Mapping[str, Any], stage: str) -> Iterator[tuple[str, Any]]:
+        """Yield the keys and values that go to the run of one stage."""
+        for key, value in values.items():
+            section, _, rest = key.partition(".")
+            inner = rest.split(".")[0]
+            if section in (AUTOENCODER, CALM, BASELINE, "all") and inner in _OWN_RUN and inner not in _SHAPE:
+                if section in (stage, "all"):
+                    yield rest, value
+            elif stage != AUTOENCODER or key in _SHARED_KEYS or key.startswith(_SHARED_PREFIXES):
+                yield key, value
+
+    def _exceptions(self, stage: str, rules: Sequence[int]) -> Iterator[tuple[str, Any]]:
+        """Yield what the matching `per_value` rules say of one stage, and then where things are."""
+        for index in rules:
+            section = getattr(self.sweep.per_value[index], stage)
+            yield from flatten({key: value for key, value in section.items() if key != "presets"})
+        yield from flatten(self._places)
+
+    def _draft(self, stage: str, rules: tuple[int, ...]) -> dict[str, Any]:
+        """Return presets and sections of one stage as a nested dictionary of its own."""
+        if (stage, rules) not in self._drafts:
+            sections = [self.sweep.all, getattr(self.sweep, stage)]
+            ruled = [getattr(self.sweep.per_value[index], stage) for index in rules]
+            presets = [name for layer in (*sections, *ruled) for name in layer.get("presets", [])]
+            draft = asdict(load_config(presets, stage=stage)) if presets else asdict(RunConfig(stage=stage))
+            for layer in sections:
+                for key, value in flatten({key: value for key, value in layer.items() if key != "presets"}):
+                    _put(draft, key, value)
+            self._drafts[stage, rules] = draft
+        return copy.deepcopy(self._drafts[stage, rules])
+
+    def _refused(self, model: RunConfig, costs: Forecast) -> str:
+        """Return the first constraint that a point breaks, with the numbers."""
+        names = _names(asdict(model)) | costs.names()
+        for number, constraint in enumerate(self.sweep.constraints):
+            if not evaluate(constraint, names, f"constraints[{number}]"):
+                numbers = [f"{name} = {value:.4g}" for name, value in costs.names().items() if name in constraint]
+                return f"{constraint} does not hold" + (f" ({', '.join(numbers)})" if numbers else "")
+        return ""
+
+
+def points(sweep: SweepConfig, corpus: Path, work_dir: Path, vocabulary: int | None = None) -> list[Point]:
+    """Return the points of a grid, the baseline first, with validated configurations.
+
+    Args:
+        sweep: The sweep.
+        corpus: Directory of the prepared corpus.
+        work_dir: Directory that holds run directories.
+        vocabulary: Vocabulary size V; None leaves FLOPs uncounted and constraints unchecked.
+
+    Raises:
+        ConfigError: A configuration contradicts itself; the message names the point.
+    """
+    maker = PointMaker(sweep, corpus, work_dir, vocabulary)
+    made = [maker.baseline()] if sweep.include_baseline else []
+    return made + [maker.make(values) for values in grid(maker)]
+
+
+def grid(maker: PointMaker) -> Iterator[dict[str, Any]]:
+    """Yield all combinations of a space, each once: keys that are not swept somewhere multiply nothing there.
+
+    Raises:
+        ConfigError: A range has no number of values.
+    """
+
+    def below(index: int, values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if index == len(maker.parameters):
+            yield dict(values)
+            return
+        parameter = maker.parameters[index]
+        if not maker.active(parameter, values):
+            yield from below(index + 1, values)
+            return
+        for value in parameter.grid_values():
+            yield from below(index + 1, {**values, parameter.key: value})
+
+    if maker.parameters:
+        yield from below(0, {})
 
 
 def flatten(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -61,105 +281,52 @@ def flatten(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def axes(sweep: SweepConfig) -> dict[str, list[Any]]:
-    """Return the swept keys and their values.
-
-    Raises:
-        ConfigError: A key has no values, one value twice, or something that is not a list.
-    """
-    found = dict(flatten(sweep.space))
-    for key, values in found.items():
-        if not isinstance(values, list) or not values:
-            raise ConfigError(f"space.{key}={values} must be a list of at least one value, for example [1, 2, 4, 8]")
-        if len({json.dumps(value) for value in values}) < len(values):
-            raise ConfigError(f"space.{key}={values} holds a value twice")
-    return found
+def _put(draft: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of a nested dictionary."""
+    *sections, name = key.split(".")
+    place = draft
+    for section in sections:
+        place = place.setdefault(section, {})
+    place[name] = value
 
 
-def points(sweep: SweepConfig, corpus: Path, work_dir: Path) -> list[Point]:
-    """Return the points of a sweep, the baseline first, with validated configurations.
-
-    Args:
-        sweep: The sweep.
-        corpus: Directory of the prepared corpus.
-        work_dir: Directory that holds run directories.
-
-    Raises:
-        ConfigError: A configuration contradicts itself; the message names the point.
-    """
-    places = {"data": {"corpus": str(corpus)}, "work_dir": str(work_dir), "tracking": vars(sweep.tracking)}
-    made = []
-    if sweep.include_baseline:
-        baseline = _run(BASELINE, BASELINE, [sweep.all, sweep.baseline, places, {"name": BASELINE}])
-        made.append(Point("baseline", BASELINE, BASELINE, {}, baseline, None))
-    grid = axes(sweep)
-    for combination in itertools.product(*grid.values()) if grid else ():
-        made.append(_calm_point(sweep, dict(zip(grid, combination, strict=True)), places))
-    return made
-
-
-def _calm_point(sweep: SweepConfig, values: dict[str, Any], places: Mapping[str, Any]) -> Point:
-    """Return one continuous model of the grid, with its autoencoder."""
-    label = "CALM " + ", ".join(f"{_SHORT.get(key, key)}={value}" for key, value in values.items())
-    slug = "-".join(f"{_SHORT.get(key, key)}{value}" for key, value in values.items())
-    rules = [rule for rule in sweep.per_value if all(values.get(k) == v for k, v in flatten(rule.when))]
-    shared = {k: v for k, v in values.items() if k in _SHARED_KEYS or k.startswith(_SHARED_PREFIXES)}
-    below = [sweep.all, sweep.autoencoder, shared, *(rule.autoencoder for rule in rules), places]
-    above = [sweep.all, sweep.calm, values, *(rule.calm for rule in rules), places]
-    return Point(
-        label=label,
-        slug=slug,
-        stage="calm",
-        values=values,
-        model=_run(label, "calm", [{"name": f"calm-{slug}"}, *above]),
-        autoencoder=_run(label, "autoencoder", [{"name": f"autoencoder-{slug}"}, *below]),
-    )
-
-
-def _run(label: str, stage: str, layers: Sequence[Mapping[str, Any]]) -> RunConfig:
-    """Return the run configuration that nested differences, applied in order, describe."""
-    presets: list[str] = []
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        presets += layer.get("presets", [])
-        merged |= flatten({key: value for key, value in layer.items() if key != "presets"})
+def _checked(draft: dict[str, Any], stage: str, label: str) -> RunConfig:
+    """Return a draft as a validated configuration."""
     try:
-        first = asdict(load_config(presets, stage=stage)) if presets else {}
-        mappings = [
-            ("presets", OmegaConf.create(first)),
-            (f"section all or {stage}", OmegaConf.create(_nested({**merged, "stage": stage}))),
-        ]
-        config = merge(RunConfig, mappings)
+        config = merge(RunConfig, [(f"section all or {stage}", OmegaConf.create({**draft, "stage": stage}))])
         validate(config)
     except ConfigError as error:
         raise ConfigError(f"sweep, {stage} of {label}: {error}") from None
     return config
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {"a": {"b": value}} for {"a.b": value}."""
-    made: dict[str, Any] = {}
-    for key, value in flat.items():
-        *sections, name = key.split(".")
-        place = made
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = value
-    return made
+def _names(draft: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an expression may speak of: sections of the run, and the symbols of the method."""
+    sections = ("model", "autoencoder", "data", "optim", "evaluation", "trainer", "seed", "stage")
+    model = draft["model"]
+    symbols = {name: model.get(name) for name in ("K", "l", "N", "M", "alpha", "d")}
+    symbols["l"] = 32 * model["K"] if symbols["l"] is None and isinstance(model["K"], int) else symbols["l"]
+    return {name: draft[name] for name in sections} | symbols
 
 
-def digest(made: Sequence[Point], corpus_hash: str) -> str:
-    """Return the hash that names the study: that of all its runs' identities, in order.
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Return the last part of each key, or the whole key where two end alike."""
+    last = [key.split(".")[-1] for key in keys]
+    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
 
-    Args:
-        made: The points.
-        corpus_hash: Hash of the corpus' manifest.
-    """
-    names = []
-    for point in made:
-        below = "" if point.autoencoder is None else identity(point.autoencoder, corpus=corpus_hash)
-        names.append([point.label, identity(point.model, corpus=corpus_hash, autoencoder=below)])
-    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _slug(stage: str, named: Mapping[str, Any]) -> str:
+    """Return a file name for some values; what it had to shorten is told apart by a hash."""
+    words = [f"{name}{_shown(value)}" for name, value in named.items()]
+    text = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([*([BASELINE] if stage == BASELINE else []), *words]))
+    exact = not any(isinstance(value, (float, list, dict)) for value in named.values())
+    if exact and len(text) <= _LONGEST_SLUG:
+        return text
+    return f"{text[:_LONGEST_SLUG]}-{hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:6]}"
 
 
 def axes_of(made: Sequence[Point]) -> dict[str, list[Any]]:

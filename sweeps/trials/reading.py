@@ -5,8 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeps.config import SweepConfig
+from optuna.trial import TrialState
+
+from sweeps.artifacts import CONFIG
+from sweeps.config import SweepConfig, load_sweep
+from sweeps.directory import read_session
 from sweeps.front.series import Series
+from sweeps.trials.record import LABEL, REASON, SEED, TrialRecord, open_record, series_of
+from sweeps.trials.storage import shown, storage_address
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,9 @@ class SweepRecord:
         directory: The sweep's directory.
         study: Name of the study.
         config: The resolved sweep.
-        storage: Address of the Optuna storage.
+        storage: Address of the Optuna storage, without its password.
         series: Complete and pruned trials, by number.
-        failures: Failed trials, by number.
+        failures: Failed trials that are not tried again, by number.
         unfinished: Trials that are still to come or to be completed.
     """
 
@@ -47,3 +53,44 @@ class SweepRecord:
     series: tuple[Series, ...]
     failures: tuple[Failure, ...]
     unfinished: int
+
+
+def open_trials(directory: Path) -> TrialRecord:
+    """Open the trials of a sweep that exists.
+
+    Raises:
+        SweepError: The directory holds no sweep, or its storage cannot be opened.
+    """
+    sweep, session = load_sweep(directory / CONFIG), read_session(directory)
+    return open_record(directory, sweep.storage, session.study, sweep.objectives, create=False)
+
+
+def read_sweep(directory: Path) -> SweepRecord:
+    """Read a sweep.
+
+    Args:
+        directory: The sweep's directory.
+
+    Raises:
+        SweepError: The directory holds no sweep, or its storage cannot be opened.
+    """
+    session = read_session(directory)
+    sweep = load_sweep(directory / CONFIG)
+    record = open_trials(directory)
+    trials = record.trials()
+    found = [series for trial in trials if (series := series_of(trial)) is not None]
+    failures = [
+        Failure(trial.number, trial.user_attrs[LABEL], trial.user_attrs[SEED], trial.user_attrs.get(REASON, "unknown"))
+        for trial in trials
+        if trial.state == TrialState.FAIL and not record.superseded(trial)
+    ]
+    begun = len(trials) - sum(record.superseded(trial) for trial in trials)
+    return SweepRecord(
+        directory=directory,
+        study=session.study,
+        config=sweep,
+        storage=shown(storage_address(sweep.storage, directory)),
+        series=tuple(found),
+        failures=tuple(failures),
+        unfinished=max(session.planned, begun) - len(found) - len(failures),
+    )

@@ -1,0 +1,1 @@
+"""How long each model is trained, so that models compare: the budget rule, the forecast, fairness."""

@@ -1,0 +1,303 @@
+"""A sweep from raw text to its front: corpus, study, workers, results. Killed anywhere, the same command continues.
+
+The coordinator starts workers, shows what they do, replaces those that die, and writes the results. It decides nothing
+that a worker could not: who trains what is between the workers and the record.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from calm_lightning.errors import SweepError
+from calm_lightning.tracking.parent import ParentRun
+from calm_lightning.tracking.provenance import provenance
+from sweeps import artifacts
+from sweeps.config import SweepConfig, sweep_to_yaml
+from sweeps.corpus import corpus_dir, prepare_corpus
+from sweeps.directory import LEASES, STOP, Session, clear_stop, write_session
+from sweeps.launchers.base import DIED, DONE, Launcher, WorkerSettings
+from sweeps.launchers.registry import make_launcher
+from sweeps.report.recording import record_results
+from sweeps.report.results import show_results, write_results
+from sweeps.space.points import PointMaker
+from sweeps.trials.leases import Leases
+from sweeps.trials.planner import Planner, planned_trials, planning
+from sweeps.trials.reading import SweepRecord, read_sweep
+from sweeps.trials.record import TrialRecord, open_record
+from sweeps.validation import study_name, validate_sweep
+from sweeps.watch.display import Display, make_display
+from sweeps.watch.observe import Observer
+from sweeps.watch.snapshot import Snapshot
+from sweeps.work.unsent import send_unsent
+
+if TYPE_CHECKING:
+    from calm_lightning.data.shards.manifest import Manifest
+
+PrepareCorpus = Callable[[SweepConfig, Path], "Manifest"]
+MakeLauncher = Callable[[str, WorkerSettings], Launcher]
+_POLL_SECONDS = 0.5
+_LIVES = 3
+"""How often in a row a worker is replaced that died without a trial having moved on in between."""
+USER = "asked by the user"
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep left behind.
+
+    Attributes:
+        record: Configuration, series, failures.
+        files: Paths of figures and tables; empty where nothing has been evaluated yet.
+        parent_run_id: MLflow run id of the parent, None where it is not recorded.
+    """
+
+    record: SweepRecord
+    files: tuple[Path, ...]
+    parent_run_id: str | None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A sweep whose study is there.
+
+    Attributes:
+        directory: Its directory.
+        sweep: The sweep.
+        session: What its workers know.
+        record: Its trials.
+        planner: Plans further ones.
+        parent: Its MLflow run, None where it is not recorded.
+    """
+
+    directory: Path
+    sweep: SweepConfig
+    session: Session
+    record: TrialRecord
+    planner: Planner
+    parent: ParentRun | None
+
+
+def run_sweep(
+    sweep: SweepConfig,
+    work_dir: Path,
+    console: Console,
+    *,
+    plain: bool = False,
+    retry_failed: bool = False,
+    prepare: PrepareCorpus = prepare_corpus,
+    launch: MakeLauncher = make_launcher,
+) -> SweepResult:
+    """Run a sweep to its end, or continue it.
+
+    Args:
+        sweep: The sweep.
+        work_dir: Directory that holds run directories.
+        console: Where progress is shown.
+        plain: Show lines even on a terminal.
+        retry_failed: Try trials again that have failed.
+        prepare: Makes the corpus.
+        launch: Makes the launcher.
+
+    Raises:
+        CalmError: Whatever the user can mend; running it again continues.
+        KeyboardInterrupt: The user stopped it; running it again continues.
+    """
+    validate_sweep(sweep)
+    corpus = corpus_dir(sweep, work_dir)
+    console.print(f"corpus: {corpus}", highlight=False, soft_wrap=True)
+    manifest = prepare(sweep, corpus)
+    directory = work_dir.resolve() / "sweeps" / study_name(sweep, manifest.corpus_hash)
+    leases = Leases(directory / LEASES, "coordinator", sweep.launch.beat_seconds, sweep.launch.dead_after_seconds)
+    with _alone(leases, directory), _terminable():
+        opened = _open(sweep, work_dir.resolve(), directory, corpus, manifest, retry_failed)
+        if opened.parent is not None:
+            send_unsent(opened.record, opened.session)
+        console.print(f"study: {directory.name}", highlight=False, soft_wrap=True)
+        try:
+            _conduct(opened, leases, make_display(console, plain), launch)
+        except BaseException as error:
+            if opened.parent:
+                opened.parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        return _conclude(opened, manifest, console)
+
+
+@contextmanager
+def _alone(leases: Leases, directory: Path) -> Iterator[None]:
+    """Be the only coordinator of this sweep.
+
+    Raises:
+        SweepError: There is one.
+    """
+    lease = leases.acquire("coordinator")
+    if lease is None:
+        holder = leases.holder("coordinator")
+        by = f"process {holder.pid} on {holder.host}" if holder else "another process"
+        raise SweepError(
+            f"the sweep {directory.name} is being run by {by}: look at it with `calm sweep status`, end it with "
+            f"`calm sweep stop`, or lend a hand with `calm sweep worker`"
+        )
+    try:
+        yield
+    finally:
+        leases.close()
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Have SIGTERM end the sweep as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _open(
+    sweep: SweepConfig, work_dir: Path, directory: Path, corpus: Path, manifest: Manifest, retry_failed: bool
+) -> Opened:
+    """Open or create the study, write what workers need, and plan the first trials."""
+    maker = PointMaker(sweep, corpus, work_dir, manifest.vocabulary)
+    planned = planned_trials(sweep, maker)
+    record = open_record(directory, sweep.storage, directory.name, sweep.objectives)
+    if retry_failed:
+        record.retry_failed()
+    planner = Planner(maker, record)
+    with planning(directory):  # before anything is written: a mistake in the space is the user's to hear of
+        planner.plan(room=2 * sweep.launch.workers)
+    parent = _open_parent(sweep, work_dir, directory, manifest)
+    session = Session(
+        study=directory.name,
+        work_dir=str(work_dir),
+        corpus=str(corpus),
+        corpus_hash=manifest.corpus_hash,
+        vocabulary=manifest.vocabulary,
+        parent_run_id=parent.run_id if parent else None,
+        planned=planned or 0,
+        begun=time.time(),
+    )
+    artifacts.write_text(directory / artifacts.CONFIG, sweep_to_yaml(sweep))
+    clear_stop(directory)
+    write_session(directory, session)
+    return Opened(directory, sweep, session, record, planner, parent)
+
+
+def _open_parent(sweep: SweepConfig, work_dir: Path, directory: Path, manifest: Manifest) -> ParentRun | None:
+    """Open the study's MLflow run, if the sweep is recorded there."""
+    if not sweep.tracking.mlflow:
+        return None
+    tags = {"calm.stage": "sweep", "calm.corpus": manifest.corpus_hash, "calm.sweep_dir": str(directory)}
+    tags |= {f"env.{name}": value for name, value in provenance().items()}
+    settings: dict[str, Any] = {"name": sweep.name, "space": sweep.space, "corpus": vars(sweep.corpus)}
+    return ParentRun.open(
+        sweep.tracking, work_dir, study=directory.name, name=directory.name, tags=tags, params={"sweep": settings}
+    )
+
+
+def _conduct(opened: Opened, leases: Leases, display: Display, launch: MakeLauncher) -> None:
+    """Start workers and keep them going until nothing is left to do.
+
+    Raises:
+        SweepError: Workers cannot be started, or die one after the other.
+        KeyboardInterrupt: The user stopped the sweep; its workers have left.
+    """
+    observer = Observer(opened.directory, opened.sweep, opened.session, opened.record, leases)
+    final: Snapshot | None = None
+    if _over(opened):
+        return
+    settings = opened.sweep.launch
+    launcher = launch(
+        settings.launcher,
+        WorkerSettings(opened.directory, settings.workers, settings.cores, settings.gpus, dict(settings.options)),
+    )
+    try:
+        launcher.start()
+        try:
+            _keep_going(opened, launcher, observer, display)
+        except KeyboardInterrupt:
+            launcher.stop(now=False)
+            raise
+        finally:
+            launcher.stop(now=True)
+        final = observer.look(launcher.poll())
+    finally:
+        display.close(final)
+
+
+def _over(opened: Opened) -> bool:
+    """Return whether every trial has ended and no further one can be planned."""
+    with planning(opened.directory):
+        more = opened.planner.plan(room=1)
+    return not more and all(trial.state.is_finished() for trial in opened.record.trials())
+
+
+def _keep_going(opened: Opened, launcher: Launcher, observer: Observer, display: Display) -> None:
+    """Show the sweep and replace workers that died, until all have left."""
+    lives: dict[str, tuple[int, int]] = {}
+    while True:
+        statuses = launcher.poll()
+        shot = observer.look(statuses)
+        display.update(shot)
+        if all(status.state in (DONE, DIED) for status in statuses) and (
+            shot.stopping or not any(status.state == DIED for status in statuses)
+        ):
+            break
+        for status in statuses:
+            if status.state == DIED and not shot.stopping:
+                ended, left = lives.get(status.name, (shot.ended, _LIVES))
+                left = _LIVES if shot.ended > ended else left
+                if left == 0:
+                    raise SweepError(
+                        f"the worker {status.name} died {_LIVES + 1} times without finishing a trial "
+                        f"({status.reason}): read {opened.directory / 'workers' / status.name}.log, mend it, "
+                        "and run the command again"
+                    )
+                lives[status.name] = (shot.ended, left - 1)
+                launcher.replace(status.name)
+        time.sleep(_POLL_SECONDS)
+    _say_why(opened.directory)
+
+
+def _say_why(directory: Path) -> None:
+    """Turn a stop that was asked for into its exception.
+
+    Raises:
+        KeyboardInterrupt: A user asked.
+        SweepError: The workers gave up.
+    """
+    try:
+        why = (directory / STOP).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    if why == USER:
+        raise KeyboardInterrupt
+    raise SweepError(f"{why}; mend it and continue with calm sweep resume {directory.name} --retry-failed")
+
+
+def _conclude(opened: Opened, manifest: Manifest, console: Console) -> SweepResult:
+    """Write the results and record them."""
+    record = read_sweep(opened.directory)
+    parent = opened.parent
+    if not record.series:
+        if parent:
+            parent.finish("FAILED")
+        reason = record.failures[0].reason if record.failures else "no point satisfies the constraints"
+        raise SweepError(f"no trial of {record.study} has a result ({reason}): see {opened.directory}")
+    files, budget = write_results(record, manifest)
+    if parent:
+        record_results(parent, record, files)
+    show_results(console, record, budget)
+    return SweepResult(record, tuple(files), parent.run_id if parent else None)

@@ -1,0 +1,244 @@
+"""Which trials come next: the baseline, what was enqueued, then the sampler's points, each with every seed.
+
+Planning needs no coordinator: whichever worker runs out of trials takes the planning lock and adds the next ones. What
+has been planned is read from the record, so a planner may die between any two trials that it adds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from calm_lightning.config import identity
+from calm_lightning.errors import ConfigError
+from sweeps.config import SweepConfig
+from sweeps.space.points import Point, PointMaker, flatten, grid
+from sweeps.trials.record import DRAW, KEY, POINT, SLUG, VALUES, Planned, TrialRecord
+from sweeps.trials.samplers import ADAPTIVE, GRID, draw, mirror
+
+_LOCK = "plan.lock"
+
+
+def seeds_of(sweep: SweepConfig) -> list[int | None]:
+    """Return the seeds of every point; None stands for the configuration's own."""
+    return list(sweep.seeds) or [None]
+
+
+def planned_trials(sweep: SweepConfig, maker: PointMaker) -> int | None:
+    """Return how many trials a sweep will have, points that break a constraint included; None where there is no end."""
+    fixed = int(sweep.include_baseline) + len(sweep.enqueue)
+    if sweep.sampler.name == GRID:
+        count = sum(1 for _ in grid(maker))
+        drawn = count if sweep.sampler.points is None else min(count, sweep.sampler.points)
+    elif not maker.parameters:
+        drawn = 0
+    elif sweep.sampler.points is None:
+        return None
+    else:
+        drawn = sweep.sampler.points
+    return (fixed + drawn) * len(seeds_of(sweep))
+
+
+@contextmanager
+def planning(directory: Path) -> Iterator[None]:
+    """Hold a sweep's planning lock, waiting for it; it ends with its process, however that ends."""
+    with (directory / _LOCK).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class Planner:
+    """Adds trials to a record. Only the holder of `planning` may call `plan`.
+
+    Args:
+        maker: Makes the points of the sweep.
+        record: The sweep's trials.
+    """
+
+    def __init__(self, maker: PointMaker, record: TrialRecord) -> None:
+        self.maker, self.record, self.sweep = maker, record, maker.sweep
+
+    @cached_property
+    def fixed(self) -> list[Point]:
+        """The points that need no sampler: the plain baseline and what was enqueued.
+
+        Raises:
+            ConfigError: An enqueued point does not lie in the space.
+        """
+        return fixed_points(self.maker)
+
+    @cached_property
+    def _grid(self) -> list[dict[str, Any]]:
+        found = list(grid(self.maker))
+        return found if self.sweep.sampler.points is None else found[: self.sweep.sampler.points]
+
+    def plan(self, room: int) -> int:
+        """Add trials until some wait, or no further ones can be planned now.
+
+        Args:
+            room: Trials that may wait. An adaptive sampler draws only when none does, to know as much as it can.
+
+        Returns:
+            How many were added. 0 means that all are planned, or that a batch waits for results.
+        """
+        trials = self.record.trials()
+        waiting, added = sum(trial.state == TrialState.WAITING for trial in trials), 0
+        limit = 1 if self.sweep.sampler.name in ADAPTIVE and self.sweep.sampler.batch is None else room
+        while waiting + added < limit:
+            found = self._next(self.record.trials() if added else trials)
+            if found is None:
+                break
+            for planned in found:
+                self.record.add(planned)
+            added += len(found)
+        return added
+
+    def _next(self, trials: Sequence[FrozenTrial]) -> list[Planned] | None:
+        """Return the trials of the next point: one that lacks a seed, or the first that is not there yet."""
+        by_point = self._by_point(trials)
+        for number, mine in by_point.items():
+            if len(mine) < len(seeds_of(self.sweep)):
+                known = {trial.user_attrs[KEY] for trial in mine}
+                first = self.record.first_of(number)
+                point = self.maker.make(values) if (values := first.user_attrs[VALUES]) else self.maker.baseline()
+                return self._trials(point, number, known, first.user_attrs[DRAW])
+        for number, point in enumerate(self.fixed):
+            if number not in by_point and not point.refused:
+                return self._trials(point, number, set(), {})
+        following = max(len(self.fixed), *(number + 1 for number in by_point)) if by_point else len(self.fixed)
+        if self.sweep.sampler.name == GRID:
+            return self._next_of_grid(following)
+        return self._next_draw(following, trials)
+
+    def _by_point(self, trials: Sequence[FrozenTrial]) -> dict[int, list[FrozenTrial]]:
+        """Return the trials that count by number of their point: what is tried again does not."""
+        found: dict[int, list[FrozenTrial]] = {int(trial.user_attrs[POINT]): [] for trial in trials}
+        for trial in trials:
+            if not self.record.superseded(trial):
+                found[int(trial.user_attrs[POINT])].append(trial)
+        return dict(sorted(found.items()))
+
+    def _next_of_grid(self, number: int) -> list[Planned] | None:
+        enqueued = {point.slug for point in self.fixed}
+        for index in range(number - len(self.fixed), len(self._grid)):
+            point = self.maker.make(self._grid[index])
+            if not point.refused and point.slug not in enqueued:
+                return self._trials(point, index + len(self.fixed), set(), {})
+        return None
+
+    def _next_draw(self, number: int, trials: Sequence[FrozenTrial]) -> list[Planned] | None:
+        sampler, index = self.sweep.sampler, number - len(self.fixed)
+        if not self.maker.parameters or (sampler.points is not None and index >= sampler.points):
+            return None
+        adaptive = sampler.name in ADAPTIVE
+        if adaptive and sampler.batch is not None:
+            first = len(self.fixed) + index // sampler.batch * sampler.batch
+            trials = [trial for trial in trials if int(trial.user_attrs[POINT]) < first]
+            if not all(trial.state.is_finished() for trial in trials):
+                return None
+        seen = mirror(self.sweep.objectives, *self._past(trials, adaptive))
+        slugs = {trial.user_attrs[SLUG] for trial in self.record.trials()}
+        made: list[Point] = []
+
+        def accept(values: dict[str, Any]) -> bool:
+            made.append(self.maker.make(values))
+            return not made[-1].refused and made[-1].slug not in slugs
+
+        found = draw(sampler, seen, self.maker.parameters, index, self.maker.active, accept)
+        if found is None:
+            return None
+        return self._trials(made[-1], number, set(), found[2])
+
+    def _trials(self, point: Point, number: int, known: set[str], note: dict[str, Any]) -> list[Planned]:
+        """Return the trials of a point whose keys are not known, one for every seed."""
+        swept = {parameter.key: parameter for parameter in self.maker.parameters}
+        made = []
+        for asked in seeds_of(self.sweep):
+            seed = point.model.seed if asked is None else asked
+            seeded = point.seeded(seed, self.sweep.autoencoder_seed) if self.maker.varies_seeds else point
+            made.append(
+                Planned(
+                    key=f"{point.slug}-s{seed}",
+                    point=number,
+                    slug=point.slug,
+                    label=point.label,
+                    seed=seed,
+                    stage=point.stage,
+                    values=point.values,
+                    params={key: swept[key].encode(value) for key, value in point.values.items()},
+                    distributions={key: swept[key].distribution() for key in point.values},
+                    autoencoder=identity(seeded.autoencoder)[:16] if seeded.autoencoder else "",
+                    train_flops=point.forecast.train_flops if point.forecast else 0.0,
+                    draw=note,
+                )
+            )
+        return [planned for planned in made if planned.key not in known]
+
+    def _past(self, trials: Sequence[FrozenTrial], adaptive: bool) -> tuple[list[FrozenTrial], list[dict[str, Any]]]:
+        """Return the points so far as the sampler sees them: one trial each, values averaged over seeds."""
+        past, notes = [], []
+        for mine in self._by_point(trials).values():
+            if not mine or not mine[0].params:
+                continue
+            note = dict(mine[0].user_attrs.get(DRAW) or {})
+            notes.append(note)
+            if adaptive:  # the others look at no result, and need not know what is there
+                past.append(_seen(mine, len(seeds_of(self.sweep)), note))
+        return past, notes
+
+
+def _seen(trials: Sequence[FrozenTrial], seeds: int, note: dict[str, Any]) -> FrozenTrial:
+    """Return the trials of one point as one trial: running until all seeds have ended, then their mean."""
+    first = trials[0]
+    common: dict[str, Any] = {
+        "params": first.params,
+        "distributions": first.distributions,
+        "system_attrs": note.get("trial", {}),
+    }
+    if len(trials) < seeds or not all(trial.state.is_finished() for trial in trials):
+        return create_trial(state=TrialState.RUNNING, **common)
+    scored = [trial.values for trial in trials if trial.values]
+    if not scored:
+        return create_trial(state=TrialState.FAIL, **common)
+    means = [fmean(column) for column in zip(*scored, strict=True)]
+    if len(means) == 1 and any(trial.state == TrialState.PRUNED for trial in trials):
+        steps = next(trial for trial in trials if trial.state == TrialState.PRUNED).intermediate_values
+        return create_trial(state=TrialState.PRUNED, values=means, intermediate_values=steps, **common)
+    return create_trial(state=TrialState.COMPLETE, values=means, **common)
+
+
+def _enqueued(maker: PointMaker, values: dict[str, Any], place: str) -> dict[str, Any]:
+    """Return an enqueued point's values, checked to be one point of the space."""
+    known = {parameter.key: parameter for parameter in maker.parameters}
+    kept: dict[str, Any] = {}
+    for key, parameter in known.items():
+        if not maker.active(parameter, kept):
+            continue
+        if key not in values:
+            raise ConfigError(f"{place} lacks a value of {key}")
+        if not parameter.holds(values[key]):
+            raise ConfigError(f"{place}: {key}={values[key]} does not lie in space.{key}")
+        kept[key] = values[key]
+    outside = [key for key in values if key not in kept]
+    if outside:
+        raise ConfigError(f"{place}: {', '.join(outside)} is not swept here; swept: {', '.join(known)}")
+    return kept
+
+
+def fixed_points(maker: PointMaker) -> list[Point]:
+    """Return the points that need no sampler: the plain baseline and what was enqueued.
+
+    Raises:
+        ConfigError: An enqueued point does not lie in the space.
+    """
+    made = [maker.baseline()] if maker.sweep.include_baseline else []
+    for number, entry in enumerate(maker.sweep.enqueue):
+        made.append(maker.make(_enqueued(maker, dict(flatten(entry)), f"enqueue[{number}]")))
+    return made
