@@ -141,22 +141,23 @@ def _table(found: Sequence[Entry]) -> Table:
     """Return autoencoders as a table."""
     from datetime import datetime
 
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="autoencoders")
-    for heading in ("name", "identity"):
-        table.add_column(heading, overflow="fold")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("name", overflow="fold", min_width=14)
+    table.add_column("identity", no_wrap=True)
     for heading in ("K", "l", "d"):
         table.add_column(heading, justify="right")
-    table.add_column("corpus")
+    table.add_column("corpus", no_wrap=True)
     for heading in ("accuracy", "FLOPs", "size", "used by"):
         table.add_column(heading, justify="right")
-    for heading in ("state", "last used"):
-        table.add_column(heading)
+    table.add_column("state")
+    table.add_column("last used", no_wrap=True)
     for one in found:
         shape = ["?" if value is None else str(value) for value in (one.K, one.l, one.d)]
         table.add_row(
-            one.run_dir.name.removesuffix(f"-{one.identity[:10]}"),
+            one.run_dir.name.removesuffix(f"-{one.identity[:10]}").removeprefix("autoencoder-"),
             one.identity[:10] or "?",
             *shape,
             one.corpus[:8] or "?",
@@ -165,7 +166,7 @@ def _table(found: Sequence[Entry]) -> Table:
             _size(one.bytes),
             str(len(one.users)),
             one.state_in_words(),
-            datetime.fromtimestamp(one.last_used).strftime("%Y-%m-%d %H:%M"),
+            datetime.fromtimestamp(one.last_used).strftime("%Y-%m-%d"),
         )
     return table
 

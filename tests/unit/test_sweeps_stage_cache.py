@@ -16,7 +16,7 @@ import pytest
 from calm_lightning.config import RunConfig
 from sweeps.cache.records import FinishedRun, lease_name, leases_directory, mark_used, read_finished
 from sweeps.cache.stage_cache import CacheUse, Interrupted, StageCache
-from sweeps.trials.leases import Leases
+from sweeps.trials.leases import Lease, Leases
 
 CONFIG = RunConfig(stage="autoencoder")
 FLOPS = 3e9
@@ -187,3 +187,18 @@ def test_one_that_is_removed_at_that_moment_is_trained_again(shop: Shop, monkeyp
     monkeypatch.setattr("sweeps.cache.stage_cache.mark_used", removed_first)
     assert shop.cache("b").obtain(CONFIG, shop.train)[1].trained
     assert len(shop.trained) == 2
+
+
+def test_one_that_is_finished_between_looking_and_getting_the_lease_is_not_trained_again(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire = Leases.acquire
+
+    def late(leases: Leases, name: str) -> Lease | None:
+        shop.finish(shop.locate(CONFIG))
+        return acquire(leases, name)
+
+    monkeypatch.setattr(Leases, "acquire", late)
+    assert not shop.cache("b").obtain(CONFIG, shop.train)[1].trained
+    assert shop.trained == []
+    assert shop.opened[0].holder(lease_name(shop.locate(CONFIG).identity)) is None
