@@ -281,7 +281,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """
     layers = _layers(path)
     spaces = [space for _, layer in layers if (space := layer.pop("space", None)) is not None]
-    asked = [item for item in overrides if item.startswith("space.")]
+    asked = [item for item in overrides if item.startswith(("space.", "space="))]
     config = merge(SweepConfig, layers, [item for item in overrides if item not in asked])
     config.space = _joined([*map(_plain, spaces), *(_plain(_parsed(item))["space"] for item in asked)])
     config.per_value += _overrides_for_every_value(overrides)

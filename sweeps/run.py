@@ -23,8 +23,8 @@ from calm_lightning.tracking.provenance import provenance
 from sweeps import artifacts
 from sweeps.config import SweepConfig, sweep_to_yaml
 from sweeps.corpus import corpus_dir, prepare_corpus
-from sweeps.directory import LEASES, STOP, Session, clear_stop, write_session
-from sweeps.launchers.base import DIED, DONE, Launcher, WorkerSettings
+from sweeps.directory import LEASES, STOP, WORKERS, Session, clear_stop, write_session
+from sweeps.launchers.base import DIED, ENDED, LEFT, Launcher, WorkerSettings, WorkerStatus
 from sweeps.launchers.registry import make_launcher
 from sweeps.report.recording import record_results
 from sweeps.report.results import show_results, write_results
@@ -251,24 +251,31 @@ def _keep_going(opened: Opened, launcher: Launcher, observer: Observer, display:
         statuses = launcher.poll()
         shot = observer.look(statuses)
         display.update(shot)
-        if all(status.state in (DONE, DIED) for status in statuses) and (
-            shot.stopping or not any(status.state == DIED for status in statuses)
-        ):
+        gone = [status for status in statuses if status.state in (LEFT, DIED)]
+        if all(status.state in ENDED for status in statuses) and (shot.stopping or not gone):
             break
-        for status in statuses:
-            if status.state == DIED and not shot.stopping:
-                ended, left = lives.get(status.name, (shot.ended, _LIVES))
-                left = _LIVES if shot.ended > ended else left
-                if left == 0:
-                    raise SweepError(
-                        f"the worker {status.name} died {_LIVES + 1} times without finishing a trial "
-                        f"({status.reason}): read {opened.directory / 'workers' / status.name}.log, mend it, "
-                        "and run the command again"
-                    )
-                lives[status.name] = (shot.ended, left - 1)
-                launcher.replace(status.name)
+        for status in () if shot.stopping else gone:
+            if status.state == DIED:
+                _spend_a_life(lives, status, shot.ended, opened.directory)
+            launcher.replace(status.name)
         time.sleep(_POLL_SECONDS)
     _say_why(opened.directory)
+
+
+def _spend_a_life(lives: dict[str, tuple[int, int]], worker: WorkerStatus, ended: int, directory: Path) -> None:
+    """Count a worker's death against its lives, all of which it has again whenever a trial has ended meanwhile.
+
+    Raises:
+        SweepError: It has none left.
+    """
+    before, left = lives.get(worker.name, (ended, _LIVES))
+    left = _LIVES if ended > before else left
+    if left == 0:
+        raise SweepError(
+            f"the worker {worker.name} died {_LIVES + 1} times while no trial ended ({worker.reason}): "
+            f"read {directory / WORKERS / worker.name}.log, mend it, and run the command again"
+        )
+    lives[worker.name] = (ended, left - 1)
 
 
 def _say_why(directory: Path) -> None:

@@ -26,6 +26,7 @@ from sweeps.budget.fairness import check_alike, common
 from sweeps.budget.forecast import Forecast, forecast
 from sweeps.budget.rule import apply_budget
 from sweeps.config import SweepConfig
+from sweeps.space.changes import changed
 from sweeps.space.expressions import evaluate
 from sweeps.space.parameters import Parameter, parameters
 
@@ -98,6 +99,7 @@ class PointMaker:
         self._derived = [key for key, _ in flatten(sweep.derived)]
         self._first: dict[str, Any] = {}
         self._drafts: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
+        self._bases: dict[tuple[str, tuple[int, ...]], RunConfig] = {}
 
     def baseline(self) -> Point:
         """Return the token baseline that stands beside the space.
@@ -170,13 +172,9 @@ class PointMaker:
         )
         runs = {}
         for one in (AUTOENCODER, CALM) if stage == CALM else (stage,):
-            draft = self._draft(one, rules)
-            for key, value in self._routed(known, one):
-                _put(draft, key, value)
-            for key, value in self._exceptions(one, rules):
-                _put(draft, key, value)
-            _put(draft, "name", "" if one == AUTOENCODER else slug if stage == BASELINE else f"{CALM}-{slug}")
-            runs[one] = _checked(draft, one, label)
+            name = "" if one == AUTOENCODER else slug if stage == BASELINE else f"{CALM}-{slug}"
+            changes = {**dict(self._routed(known, one)), **dict(self._exceptions(one, rules)), "name": name}
+            runs[one] = self._changed(one, rules, changes, label)
         return runs[stage], runs.get(AUTOENCODER)
 
     def _with_derived(self, values: Mapping[str, Any], stage: str) -> dict[str, Any]:
@@ -204,11 +202,27 @@ class PointMaker:
                 yield key, value
 
     def _exceptions(self, stage: str, rules: Sequence[int]) -> Iterator[tuple[str, Any]]:
-        """Yield what the matching `per_value` rules say of one stage, and then where things are."""
+        """Yield what the matching `per_value` rules say of one stage."""
         for index in rules:
             section = getattr(self.sweep.per_value[index], stage)
             yield from flatten({key: value for key, value in section.items() if key != "presets"})
-        yield from flatten(self._places)
+
+    def _changed(self, stage: str, rules: tuple[int, ...], changes: Mapping[str, Any], label: str) -> RunConfig:
+        """Return the configuration of one stage with some keys changed.
+
+        Raises:
+            ConfigError: A key is unknown, a value has the wrong type, or the whole contradicts itself.
+        """
+        if (stage, rules) not in self._bases:
+            self._bases[stage, rules] = _merged(self._draft(stage, rules), stage, label)
+        try:
+            config = changed(self._bases[stage, rules], changes)
+        except TypeError:  # the long way converts what can be converted, and says what is wrong with the rest
+            draft = self._draft(stage, rules)
+            for key, value in changes.items():
+                _put(draft, key, value)
+            config = _merged(draft, stage, label)
+        return _validated(config, stage, label)
 
     def _draft(self, stage: str, rules: tuple[int, ...]) -> dict[str, Any]:
         """Return presets and sections of one stage as a nested dictionary of its own."""
@@ -220,6 +234,8 @@ class PointMaker:
             for layer in sections:
                 for key, value in flatten({key: value for key, value in layer.items() if key != "presets"}):
                     _put(draft, key, value)
+            for key, value in flatten(self._places):
+                _put(draft, key, value)
             self._drafts[stage, rules] = draft
         return copy.deepcopy(self._drafts[stage, rules])
 
@@ -290,10 +306,16 @@ def _put(draft: dict[str, Any], key: str, value: Any) -> None:
     place[name] = value
 
 
-def _checked(draft: dict[str, Any], stage: str, label: str) -> RunConfig:
-    """Return a draft as a validated configuration."""
+def _merged(draft: Mapping[str, Any], stage: str, label: str) -> RunConfig:
+    """Return a draft as a configuration, checked key by key."""
     try:
-        config = merge(RunConfig, [(f"section all or {stage}", OmegaConf.create({**draft, "stage": stage}))])
+        return merge(RunConfig, [(f"section all or {stage}", OmegaConf.create({**draft, "stage": stage}))])
+    except ConfigError as error:
+        raise ConfigError(f"sweep, {stage} of {label}: {error}") from None
+
+
+def _validated(config: RunConfig, stage: str, label: str) -> RunConfig:
+    try:
         validate(config)
     except ConfigError as error:
         raise ConfigError(f"sweep, {stage} of {label}: {error}") from None

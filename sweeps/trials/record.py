@@ -251,6 +251,8 @@ def open_record(
     Raises:
         SweepError: As `TrialRecord.open`.
     """
+    if create:
+        directory.mkdir(parents=True, exist_ok=True)
     return TrialRecord.open(storage_address(storage, directory), name, objectives, create)
 
 

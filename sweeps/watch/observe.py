@@ -15,7 +15,7 @@ from sweeps.config import SweepConfig
 from sweeps.directory import Session, asked_to_stop
 from sweeps.front.pareto import front, hypervolume
 from sweeps.front.series import Series
-from sweeps.launchers.base import DIED, DONE, RUNNING, STARTING, WorkerStatus
+from sweeps.launchers.base import DIED, DONE, LEFT, RUNNING, STARTING, WorkerStatus
 from sweeps.trials.leases import Holder, Leases
 from sweeps.trials.record import (
     CACHE,
@@ -41,7 +41,7 @@ _STATES = {
     TrialState.FAIL: views.FAILED,
 }
 
-_DOING = {STARTING: views.STARTING, RUNNING: views.IDLE, DONE: views.LEFT, DIED: views.GONE}
+_DOING = {STARTING: views.STARTING, RUNNING: views.IDLE, DONE: views.LEFT, LEFT: views.LEFT, DIED: views.GONE}
 
 
 class Observer:

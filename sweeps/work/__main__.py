@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from calm_lightning.errors import CalmError
+from sweeps.launchers.process import end_with_parent
 from sweeps.work.worker import work
 
 
@@ -16,6 +17,7 @@ def main() -> int:
     parser.add_argument("directory", type=Path, help="the sweep's directory")
     parser.add_argument("--name", required=True, help="name of the worker, unique among those alive")
     given = parser.parse_args()
+    end_with_parent()
     try:
         return work(given.directory, given.name)
     except CalmError as error:

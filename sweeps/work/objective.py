@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from omegaconf import OmegaConf
-
 from calm_lightning.config import RunConfig
 from calm_lightning.errors import BusyError, SweepError
 from calm_lightning.metrics.names import ScorePoint
@@ -210,14 +208,17 @@ class TrialWatch(Watch, Protocol):
 
 def settings(point: Point) -> dict[str, Any]:
     """Return the keys that reports compare by; the baseline has none of the continuous model's."""
-    config = OmegaConf.structured(point.model)
     keys = [key for key in SETTINGS if point.autoencoder is not None or key in _OF_BASELINE]
-    found = {key: OmegaConf.select(config, key) for key in keys}
+    found = {key: _value(point.model, key) for key in keys}
     if point.autoencoder is not None:
         found["model.l"] = point.model.model.latent_width()
-        below = OmegaConf.structured(point.autoencoder)
-        found |= {key: OmegaConf.select(below, key) for key in keys if key.startswith(f"{AUTOENCODER}.")}
+        found |= {key: _value(point.autoencoder, key) for key in keys if key.startswith(f"{AUTOENCODER}.")}
     return found
+
+
+def _value(config: RunConfig, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
 
 
 _OF_BASELINE = ("model.d", "model.layers", "optim.lr")

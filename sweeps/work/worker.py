@@ -27,6 +27,7 @@ from sweeps.cache.stage_cache import Interrupted, StageCache
 from sweeps.config import BRIER_LM, INFERENCE_FLOPS, TRAIN_FLOPS, load_sweep
 from sweeps.directory import LEASES, Session, ask_to_stop, asked_to_stop, read_session
 from sweeps.front.series import PRUNED, Series
+from sweeps.launchers.base import EXIT_DONE, EXIT_LEFT
 from sweeps.space.points import Point, PointMaker
 from sweeps.trials.leases import Lease, Leases
 from sweeps.trials.planner import Planner, planning
@@ -37,8 +38,8 @@ from sweeps.work.objective import Execute, Objective, Place
 from sweeps.work.progress import tell
 from sweeps.work.watcher import Evaluations, Post, Pruned, Watcher
 
-FINISHED, LEFT, NO_ROOM, HOPELESS = 0, 3, 4, 5
-"""Exit statuses: nothing is left to do; asked to leave; the disk is full; one trial after the other fails."""
+NO_ROOM, HOPELESS = 4, 5
+"""Further exit statuses: the disk is full; one trial after the other fails."""
 _PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 
 
@@ -131,11 +132,11 @@ class Worker:
                     return status
             elif not self._plan():
                 if all(trial.state.is_finished() for trial in self._record.trials()):
-                    return FINISHED
+                    return EXIT_DONE
                 tell(self.directory, self.name, "waiting")
                 self._stop.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
-        return LEFT
+        return EXIT_LEFT
 
     def close(self) -> None:
         """Give back what is held."""
@@ -193,8 +194,8 @@ class Worker:
 
     def _run(self, trial: FrozenTrial, lease: Lease) -> int | None:
         """Train one trial and record what became of it; return an exit status if the worker has to leave."""
-        tell(self.directory, self.name, "starting", trial.number)
         deaths = self._record.begin(trial, self.name)
+        tell(self.directory, self.name, "starting", trial.number)
         if deaths > self.sweep.retries:
             last = trial.user_attrs.get(WORKER, "")
             self._record.fail(trial, f"its worker died {deaths} times, {last} last: perhaps for want of memory")
@@ -224,7 +225,7 @@ class Worker:
         if lease.lost.is_set() or not lease.confirm():
             return None
         self._record.give_back(trial)
-        return LEFT
+        return EXIT_LEFT
 
     def _fail(self, trial: FrozenTrial, lease: Lease, error: Exception) -> int | None:
         if of_the_machine(error):
@@ -271,7 +272,7 @@ def work(directory: Path, name: str, stop: threading.Event | None = None, trade:
         trade: How runs are trained; None is the platform's own way.
 
     Returns:
-        An exit status: `FINISHED`, `LEFT`, `NO_ROOM` or `HOPELESS`.
+        An exit status: `EXIT_DONE`, `EXIT_LEFT`, `NO_ROOM` or `HOPELESS`.
 
     Raises:
         SweepError: The sweep cannot be opened.
