@@ -103,7 +103,7 @@ def rate(events: Sequence[float], counts: Sequence[float]) -> Rate:
     size = count / effect
     middle, scale = (share + Z**2 / (2 * size)) / (1 + Z**2 / size), Z / (1 + Z**2 / size)
     half = scale * math.sqrt(share * (1 - share) / size + Z**2 / (4 * size**2))
-    return Rate(total, count, max(0.0, middle - half), min(1.0, middle + half))
+    return Rate(total, count, max(0.0, middle - half) if total else 0.0, min(1.0, middle + half))
 
 
 def repeat(

@@ -90,6 +90,22 @@ def test_workers_side_by_side_know_less() -> None:
     assert replay(trials, replace(RECKLESS, min_finished=3), workers=1).stops == ()
 
 
+def test_a_trial_begins_when_a_worker_is_free() -> None:
+    short, long = series("short", [1, 2], [4, 6]), series("long", [3, 5, 10], [1, 1, 1])
+    trials = recorded([short, long, replace(short, label="next")])
+    # `next` begins at 2, when `short` has ended, and ends at 4: `long` is stopped at 5, not at 3.
+    found = replay(trials, replace(RECKLESS, min_finished=2), workers=2)
+    assert [(stop.trial, stop.evaluation) for stop in found.stops] == [(1, 1)]
+
+
+def test_what_was_evaluated_before_the_stop_is_not_lost() -> None:
+    early = series("early", [0.5, 5, 6, 10], [3, 3, 3, 3])
+    found = replay(recorded([GOOD, early]), replace(RECKLESS, warmup=0.4), workers=1)
+    assert recorded([GOOD, early])[1].lasting.tolist() == [True, False, False, False]
+    assert [(stop.trial, stop.evaluation, stop.false) for stop in found.stops] == [(1, 1, False)]
+    assert found.saved == pytest.approx(5 / 14)
+
+
 def test_order_decides_who_is_known() -> None:
     trials = recorded([GOOD, BAD, LATE])
     assert [stop.trial for stop in replay(trials, RECKLESS, workers=1, order=[1, 2, 0]).stops] == [2]
