@@ -138,8 +138,8 @@ class SweepConfig:
         objectives: What the study optimises: "train_flops" and "inference_flops" are minimised, "brier_lm" maximised.
         pruning: When a trial is stopped early.
         launch: Where workers run.
-        storage: Optuna storage: empty (SQLite in the sweep's directory), "journal" (a journal file there, for
-            shared disks without working SQLite locks), or an address such as postgresql://user@host/database.
+        storage: Optuna storage: "sqlite" (a file in the sweep's directory), "journal" (a journal file there, for shared
+            disks on which SQLite's locks do not work), or an address such as postgresql://user@host/database.
         retries: How often a trial whose worker died is given to another one, which resumes it.
         stop_after_failures: The sweep stops when this many trials in a row have failed; 0 never stops it.
         paper_overlay: Draw the paper's six models in a panel of their own.
@@ -167,7 +167,7 @@ class SweepConfig:
     objectives: list[str] = field(default_factory=lambda: [TRAIN_FLOPS, BRIER_LM])
     pruning: PruningConfig = field(default_factory=PruningConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
-    storage: str = ""
+    storage: str = "sqlite"
     retries: int = 3
     stop_after_failures: int = 10
     paper_overlay: bool = True

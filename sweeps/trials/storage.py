@@ -38,10 +38,10 @@ def storage_address(storage: str, directory: Path) -> str:
     """Return the address of a sweep's storage.
 
     Args:
-        storage: `SweepConfig.storage`: empty, "journal", or an address.
+        storage: `SweepConfig.storage`: "sqlite", "journal", or an address.
         directory: The sweep's directory.
     """
-    if not storage:
+    if storage == "sqlite":
         return f"sqlite:///{(directory.resolve() / DATABASE).as_posix()}"
     if storage == "journal":
         return f"journal:{(directory.resolve() / JOURNAL).as_posix()}"
@@ -69,7 +69,9 @@ def open_storage(address: str) -> BaseStorage:
         url = make_url(address)
         if url.drivername in ("postgresql", "postgres"):
             _require_driver()
-            url = url.set(drivername="postgresql+psycopg")
+            # A database in SQL_ASCII would answer in bytes.
+            query = {"client_encoding": "utf8", **url.query}
+            url = url.set(drivername="postgresql+psycopg", query=query)
         engine = {"pool_pre_ping": True}
         if url.drivername.startswith("sqlite"):
             engine = {"connect_args": {"timeout": _SQLITE_BUSY_SECONDS}}  # type: ignore[dict-item]

@@ -131,7 +131,7 @@ def chaos(folder: Path, kills: int, seed: int, *overrides: str, coordinator: boo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("storage", ["", "journal"])
+@pytest.mark.parametrize("storage", ["sqlite", "journal"])
 def test_killed_workers_and_coordinators_change_nothing(tmp_path: Path, undisturbed: Path, storage: str) -> None:
     kills = int(os.environ.get("CALM_TEST_KILLS", "12"))
     killed = chaos(tmp_path, kills, 1, f"storage={storage}")

@@ -178,12 +178,12 @@ def test_failed_trials_are_tried_again_as_trials_of_their_own(tmp_path: Path) ->
     assert planner.plan(room=9) == 0
     assert record.retry_failed() == 3
     assert planner.plan(room=9) == 3
-    trials = open_record(tmp_path, "", "study", sweep.objectives).trials()
+    trials = open_record(tmp_path, "sqlite", "study", sweep.objectives).trials()
     assert keys(trials) == ["K1-s0", "K2-s0", "K4-s0"] * 2
     assert [record.superseded(trial) for trial in trials] == [True] * 3 + [False] * 3
 
 
-@pytest.mark.parametrize("storage", ["", "journal"])
+@pytest.mark.parametrize("storage", ["sqlite", "journal"])
 def test_every_write_may_be_repeated(tmp_path: Path, storage: str) -> None:
     sweep = sweep_of(tmp_path, GRID + f"storage: '{storage}'\n")
     planner = open_planner(tmp_path, sweep)
