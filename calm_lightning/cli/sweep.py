@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from calm_lightning.cli.options import AsJson
+from calm_lightning.cli.sweep_replay import replay
 
 if TYPE_CHECKING:
     from sweeps.config import SweepConfig
 
 app = typer.Typer(no_args_is_help=True, help="Sweeps: search spaces of models, trained by any number of workers.")
+app.command()(replay)
 
 Place = Annotated[
     Path, typer.Argument(metavar="SWEEP", help="A sweep's directory, or its name or the beginning of it.")

@@ -187,17 +187,25 @@ class Watched(pl.Callback):
 
     def __init__(self, watch: Watch, checkpoint: ResumeCheckpoint) -> None:
         self._watch, self._checkpoint = watch, checkpoint
+        self._leaves = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: TokenBatch, batch_idx: int
     ) -> None:
-        """Stop after a step that is not evaluated: one that is must be evaluated before it is saved.
-
-        Raises:
-            RunStopped: The watcher asks for it.
-        """
+        """Save the place after a step that is not evaluated: one that is must be evaluated before it is saved."""
         if self._checkpoint.may_save(trainer, batch_idx) and self._watch.interrupted():
             self._checkpoint.save(trainer)
+            self._leaves = True
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: TokenBatch, batch_idx: int
+    ) -> None:
+        """Stop before the next step: only now is everything of the last one logged.
+
+        Raises:
+            RunStopped: The watcher asked for it.
+        """
+        if self._leaves:
             raise RunStopped("interrupted")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -19,7 +19,7 @@ from sweeps.config import SweepConfig
 from sweeps.report.tables import quantity, scientific
 from sweeps.space.points import Point, PointMaker, flatten, grid
 from sweeps.trials.planner import fixed_points, planned_trials, seeds_of
-from sweeps.trials.samplers import ADAPTIVE, GRID, draw, mirror
+from sweeps.trials.samplers import ADAPTIVE, GRID, draw, mirror, quiet
 
 _MOST = 2000
 
@@ -61,6 +61,7 @@ def list_points(maker: PointMaker) -> list[Point]:
         return found + made[: sweep.sampler.points]
     if not maker.parameters:
         return found
+    quiet()
     seen, points = mirror(sweep.objectives, [], []), sweep.sampler.points or 0
     for number in range(points if sweep.sampler.name not in ADAPTIVE else min(points, 10)):
         drawn: list[Point] = []

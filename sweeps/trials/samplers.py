@@ -48,6 +48,11 @@ _TRIES = 200
 _QMC = "qmc:"
 
 
+def quiet() -> None:
+    """Have Optuna log errors only: what it does is in the record."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
 def make_sampler(config: SamplerConfig, number: int) -> BaseSampler:
     """Return the sampler for one draw.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from calm_lightning.config import RunConfig
 from calm_lightning.metrics.names import ScorePoint
 from calm_lightning.stages.watch import RunStopped
 from sweeps.budget.rule import train_flops
-from sweeps.config import SweepConfig
+from sweeps.config import INFERENCE_FLOPS, SweepConfig
+from sweeps.front.series import Series
 from sweeps.pruning.config import NONE, PARETO
-from sweeps.pruning.rule import Decision, Evaluation, decide
+from sweeps.pruning.rivals import competitors, evaluations
+from sweeps.pruning.rule import Decision, decide
 from sweeps.pruning.single import make_pruner, share
 from sweeps.space.points import AUTOENCODER, Point
 from sweeps.trials.record import CACHE, TrialRecord, series_of
@@ -40,8 +43,8 @@ class Pruned(RunStopped):
         self.decision = decision
 
 
-class Evaluations:
-    """All evaluations of finished trials, each trial read from the record once.
+class Finished:
+    """The finished trials of a sweep, each read from the record once.
 
     Args:
         record: The sweep's trials.
@@ -49,16 +52,14 @@ class Evaluations:
 
     def __init__(self, record: TrialRecord) -> None:
         self._record = record
-        self._known: dict[int, tuple[Evaluation, ...]] = {}
+        self._known: dict[int, Series] = {}
 
-    def of_others(self, number: int) -> tuple[list[Evaluation], int]:
-        """Return the evaluations of all finished trials but one, and how many trials these are."""
+    def others(self, number: int) -> list[Series]:
+        """Return all finished trials but one."""
         for trial in self._record.trials():
             if trial.number not in self._known and (series := series_of(trial)) is not None:
-                self._known[trial.number] = tuple(
-                    Evaluation(point.train_flops, point.brier_lm, point.brier_lm_se) for point in series.trained
-                )
-        return [one for other, mine in self._known.items() if other != number for one in mine], len(self._known)
+                self._known[trial.number] = series
+        return [series for other, series in self._known.items() if other != number]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Post:
         worker: Name of the worker.
         vocabulary: Vocabulary size V of the corpus.
         record: The sweep's trials.
-        evaluations: Those of finished trials.
+        finished: Its finished trials.
         read_points: Reads the evaluations of a run directory.
     """
 
@@ -80,7 +81,7 @@ class Post:
     worker: str
     vocabulary: int
     record: TrialRecord
-    evaluations: Evaluations
+    finished: Finished
     read_points: Callable[[Path], tuple[ScorePoint, ...]]
 
 
@@ -149,8 +150,9 @@ class Watcher:
             return  # it has all that it asked for
         final = self._before + train_flops(self._point.model, post.vocabulary)
         if settings.rule == PARETO:
-            others, finished = post.evaluations.of_others(self._trial.number)
-            decision = decide(settings, points, final, others, finished)
+            dearest = points[-1].inference_flops_per_token if INFERENCE_FLOPS in post.sweep.objectives else math.inf
+            rivals = competitors(post.finished.others(self._trial.number), self._stage, dearest)
+            decision = decide(settings, points, final, evaluations(rivals), len(rivals))
         else:
             decision = self._ask_optuna(points[-1], final)
         if decision.stop:

@@ -36,7 +36,7 @@ from sweeps.trials.storage import StorageAwayError
 from sweeps.work.failures import keep_traceback, of_the_machine, reason
 from sweeps.work.objective import Execute, Objective, Place
 from sweeps.work.progress import tell
-from sweeps.work.watcher import Evaluations, Post, Pruned, Watcher
+from sweeps.work.watcher import Finished, Post, Pruned, Watcher
 
 NO_ROOM, HOPELESS = 4, 5
 """Further exit statuses: the disk is full; one trial after the other fails."""
@@ -101,7 +101,7 @@ class Worker:
             name,
             self.session.vocabulary,
             self._record,
-            Evaluations(self._record),
+            Finished(self._record),
             trade.read_points,
         )
         self._objective = Objective(

@@ -21,7 +21,8 @@ from calm_lightning.errors import CheckpointError, ConfigError, DivergenceError
 from calm_lightning.language_model.calm import ContinuousLM
 from calm_lightning.metrics import names
 from calm_lightning.models import open_model
-from calm_lightning.run import RunResult, execute, read_result
+from calm_lightning.run import RunResult, execute, read_points, read_result
+from calm_lightning.stages.watch import RunStopped
 from calm_lightning.tracking.journal import by_step, read_journal
 from data_pipelines.prepare import prepare
 
@@ -171,6 +172,46 @@ def test_killed_twice_equals_never_killed(
     weights = [(folder.run_dir / "model.safetensors").read_bytes() for folder in (result, whole)]
     assert weights[0] == weights[1]
     assert not list(result.run_dir.rglob("*.tmp"))
+
+
+class Impatient:
+    """A watcher that stops a run after some steps, or at an evaluation, and writes down what it is told."""
+
+    def __init__(self, after: int, at_evaluation: int = -1) -> None:
+        self.left, self.at_evaluation = after, at_evaluation
+        self.evaluations: list[int] = []
+
+    def interrupted(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+    def evaluated(self, step: int) -> None:
+        self.evaluations.append(step)
+        if step == self.at_evaluation:
+            raise RunStopped("enough")
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_stopped_by_its_watcher_equals_never_stopped(
+    place: Path, autoencoders: dict[int, Path], tmp_path: Path, accumulate: int
+) -> None:
+    overrides = ["evaluation.every_steps=4", "trainer.max_steps=12", f"trainer.accumulate_grad_batches={accumulate}"]
+    config = configure(place, "calm", "model.K=2", f"autoencoder_run={autoencoders[2]}", *overrides)
+    told = Impatient(10**9)
+    whole = execute(replace(config, work_dir=str(tmp_path / "whole")), progress=False, watch=told)
+    assert told.evaluations == [4, 8, 12]
+    stopped = replace(config, work_dir=str(tmp_path / "stopped"))
+    for watch in (Impatient(1), Impatient(2), Impatient(10**9, at_evaluation=8), Impatient(0)):
+        with pytest.raises(RunStopped):
+            execute(stopped, progress=False, watch=watch)
+    folder = run_dir(stopped)
+    assert folder is not None
+    assert [point.step for point in read_points(folder)] == [0, 4, 8]
+    assert steps_logged(stopped) == 9, "an interrupted run has saved its very last step"
+    result = execute(stopped, progress=False)
+    assert numbers(result) == numbers(whole)
+    weights = [(one.run_dir / "model.safetensors").read_bytes() for one in (result, whole)]
+    assert weights[0] == weights[1]
 
 
 def test_an_average_survives_a_kill_between_the_last_step_and_the_result(

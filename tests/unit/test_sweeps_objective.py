@@ -1,127 +1,123 @@
-"""One trial, with a small real trainer in place of the large one; other tests of the sweep use the trainer too.
-
-`TinyExecute` does what the platform's own does as far as a sweep can see: it names a run directory by the
-configuration, logs to a journal, saves its place after every step, continues from there, and returns at once when it
-has finished. What it "trains" is a formula.
-"""
+"""One trial with a small real trade in place of the large one: what is trained, what is told, what is kept."""
 
 from __future__ import annotations
 
 import json
-import math
-import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tiny_trade import TinyOutcome, execute, locate
 
-from calm_lightning.config import RunConfig, identity
-from calm_lightning.errors import SweepError
-from calm_lightning.metrics import names
-from calm_lightning.metrics.names import ScorePoint
-from calm_lightning.tracking.entries import JournalEntry, by_step, encode, read_journal
-from sweeps.config import SweepConfig, find_sweep, load_sweep
-from sweeps.space.points import points
+from calm_lightning.config import RunConfig
+from calm_lightning.errors import BusyError, SweepError
+from calm_lightning.stages.watch import RunStopped
+from sweeps.cache.records import leases_directory
+from sweeps.cache.stage_cache import CacheUse, StageCache
+from sweeps.config import find_sweep, load_sweep
+from sweeps.space.points import Point, points
+from sweeps.trials.leases import Leases
 from sweeps.work.objective import Objective
 
-STEPS = 6
+STEPS = ["all.trainer.max_steps=6", "all.evaluation.every_steps=2", "per_value=[]"]
 
 
-@dataclass(frozen=True)
-class TinyOutcome:
-    run_dir: Path
-    points: tuple[ScorePoint, ...]
-    text: str
-    mlflow_run_id: str | None = None
+class Notes:
+    """A watcher that writes down what it is told."""
+
+    def __init__(self, stop_after: int = 10**9) -> None:
+        self.begun: list[str] = []
+        self.evaluations: list[int] = []
+        self.uses: list[CacheUse] = []
+        self._left = stop_after
+
+    def begins(self, config: RunConfig, run_dir: Path) -> None:
+        self.begun.append(config.stage)
+
+    def has_autoencoder(self, use: CacheUse) -> None:
+        self.uses.append(use)
+
+    def interrupted(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+    def evaluated(self, step: int) -> None:
+        self.evaluations.append(step)
 
 
-def metrics_at(config: RunConfig, step: int) -> dict[str, float]:
-    """Cost and score of a formula: K divides the cost, 4 is the best K, more steps are better."""
-    K = config.model.K if config.stage == "calm" else 1
-    score = 10 * (1 - math.exp(-step / 3)) / (1 + abs(math.log2(K / 4)))
-    flops, below = 1e9 * step / K, 5e8 if config.stage == "calm" else 0.0
-    return {
-        names.TRAIN_FLOPS: flops,
-        names.TRAIN_FLOPS_TOTAL: flops + below,
-        names.INFERENCE_FLOPS_PER_TOKEN: 1e6 / K,
-        names.TEXT_TOKENS: 1e5 * step,
-        names.SECONDS: float(step),
-        names.BRIER_LM: score,
-        names.BRIER_LM_SE: 0.1,
-        names.BRIER_LM_LOW: max(0.0, score - 0.2),
-        names.BRIER_LM_HIGH: score + 0.2,
-        **dict.fromkeys(names.BRIER_N, 2 * score),
-        **dict.fromkeys(names.BRIER_N_SE, 0.2),
-    }
+def objective(folder: Path, train: Any = execute) -> Objective:
+    cache = StageCache(folder, Leases(leases_directory(folder), "test"), announce=print, locate=locate)
+    return Objective(train, locate, cache, vocabulary=257, parent_run_id="parent", study="s")
 
 
-class TinyExecute:
-    """Trains formulas; counts the steps it takes in `steps.log`, one line each.
-
-    Args:
-        seconds: Time per step.
-    """
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = seconds
-
-    def __call__(
-        self,
-        config: RunConfig,
-        *,
-        parent_run_id: str | None = None,
-        tags: dict[str, str] | None = None,
-        progress: bool = True,
-    ) -> TinyOutcome:
-        work = Path(config.work_dir)
-        run_dir = work / config.stage / f"{config.name}-{identity(config)[:10]}"
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if config.stage == "calm":
-            assert (Path(config.autoencoder_run) / "result.json").is_file()
-        first = max([entry.step for entry in read_journal(run_dir)], default=-1) + 1
-        for step in range(first, STEPS + 1):
-            time.sleep(self.seconds)
-            with (work / "steps.log").open("a") as log:
-                log.write(f"{config.stage} {config.name} {step}\n")
-            with (run_dir / "metrics.jsonl").open("a") as journal:
-                journal.write(encode(JournalEntry(step, float(step), metrics_at(config, step))))
-        (run_dir / "result.json").write_text(json.dumps({"tags": tags, "parent": parent_run_id}))
-        steps = by_step(read_journal(run_dir))
-        scored = [ScorePoint.from_metrics(step, dict(values)) for step, values in steps.items()]
-        return TinyOutcome(run_dir, () if config.stage == "autoencoder" else tuple(p for p in scored if p), "A sample.")
-
-
-def tiny_sweep(*overrides: str) -> SweepConfig:
-    return load_sweep(find_sweep("k4-sweet-spot", "sample"), ["tracking.mlflow=false", *overrides])
+def made(folder: Path, *overrides: str) -> list[Point]:
+    sweep = load_sweep(find_sweep("k4-sweet-spot"), ["tracking.mlflow=false", *STEPS, *overrides])
+    return points(sweep, Path("x"), folder, vocabulary=257)
 
 
 def test_a_trial_trains_the_autoencoder_first_and_keeps_every_evaluation(tmp_path: Path) -> None:
-    told: list[tuple[str, str]] = []
-    objective = Objective(
-        TinyExecute(), vocabulary=64, parent_run_id="parent", study="s", announce=lambda *what: told.append(what)
-    )
-    made = points(tiny_sweep("space.model.K=[2]"), Path("x"), tmp_path)
-    series = objective(made[1], 5)
-    assert told == [("CALM K=2", "autoencoder"), ("CALM K=2", "language model")]
-    assert [point.step for point in series.points] == list(range(STEPS + 1))
-    assert series.K == 2
+    notes, point = Notes(), made(tmp_path, "space.model.K=[2]")[1]
+    series = objective(tmp_path)(point, 5, notes)
+    assert notes.begun == ["autoencoder", "calm"]
+    assert notes.evaluations == [2, 4]
+    assert [point.step for point in series.points] == [0, 2, 4, 6]
+    assert (series.K, series.seed, series.trial, series.slug) == (2, 0, 5, "K2")
+    assert series.setting("model.l") == 64
+    assert series.setting("autoencoder.beta") == 1e-3
     assert series.parameters > 1000
-    for folder in (series.run_dir, series.autoencoder_dir):
-        result = json.loads((Path(folder) / "result.json").read_text())
-        assert result["parent"] == "parent"
-        assert result["tags"] == {"calm.study": "s", "calm.trial": "5", "calm.point": "CALM K=2"}
+    assert notes.uses[0].trained
+    assert notes.uses[0].train_flops == series.points[0].train_flops > 0
+    tags = json.loads((Path(series.run_dir) / "result.json").read_text())["tags"]
+    assert tags == {"calm.study": "s", "calm.trial": "5", "calm.point": "CALM K=2", "calm.slug": "K2"}
+
+
+def test_the_second_trial_finds_the_autoencoder(tmp_path: Path) -> None:
+    first, second = made(tmp_path, "space.model.K=[2]", "space.model.N=[2,4]")[1:]
+    objective(tmp_path)(first, 0, Notes())
+    notes = Notes()
+    objective(tmp_path)(second, 1, notes)
+    assert notes.begun == ["calm"]
+    assert not notes.uses[0].trained
 
 
 def test_the_baseline_has_no_autoencoder(tmp_path: Path) -> None:
-    objective = Objective(TinyExecute(), vocabulary=64, parent_run_id=None, study="s", announce=lambda *what: None)
-    series = objective(points(tiny_sweep(), Path("x"), tmp_path)[0], 0)
+    notes = Notes()
+    series = objective(tmp_path)(made(tmp_path)[0], 0, notes)
     assert (series.autoencoder_dir, series.K, series.stage) == ("", None, "baseline")
+    assert set(series.settings) == {"model.d", "model.layers", "optim.lr"}
+    assert notes.begun == ["baseline"]
+
+
+@pytest.mark.parametrize("after", [1, 3, 6, 8])
+def test_a_stopped_trial_goes_on_where_it_was(tmp_path: Path, after: int) -> None:
+    point = made(tmp_path, "space.model.K=[2]")[1]
+    with pytest.raises(RunStopped):
+        objective(tmp_path)(point, 0, Notes(stop_after=after))
+    series = objective(tmp_path)(point, 0, Notes())
+    taken = (tmp_path / "steps.log").read_text().splitlines()
+    assert len(taken) == len(set(taken)) == 14, "two runs of seven steps, none of them twice"
+    assert [point.step for point in series.points] == [0, 2, 4, 6]
 
 
 def test_a_run_without_evaluations_is_refused(tmp_path: Path) -> None:
     def blind(config: RunConfig, **_: object) -> TinyOutcome:
-        return TinyOutcome(tmp_path, (), "")
+        return TinyOutcome(tmp_path, (), 0.0)
 
-    objective = Objective(blind, vocabulary=64, parent_run_id=None, study="s", announce=lambda *what: None)
     with pytest.raises(SweepError, match="baseline was never evaluated"):
-        objective(points(tiny_sweep(), Path("x"), tmp_path)[0], 0)
+        objective(tmp_path, blind)(made(tmp_path)[0], 0, Notes())
+
+
+def test_a_run_that_somebody_else_trains_is_waited_for(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def busy(config: RunConfig, **given: Any) -> TinyOutcome:
+        if len(refused) < 2:
+            refused.append(config.name)
+            raise BusyError("another process is training it")
+        return execute(config, **given)
+
+    assert objective(tmp_path, busy)(made(tmp_path)[0], 0, Notes()).points
+    assert refused == ["baseline", "baseline"]
+    refused.clear()
+    with pytest.raises(RunStopped):
+        objective(tmp_path, busy)(made(tmp_path)[0], 0, Notes(stop_after=0))
