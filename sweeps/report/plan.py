@@ -126,8 +126,11 @@ def show_plan(console: Console, sweep: SweepConfig, trials: Sequence[PlannedTria
         planned: Trials that it will have, None where there is no end.
     """
     table = Table(title=f"{sweep.name}: {sweep.title}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    several = len(seeds_of(sweep)) > 1
     table.add_column("trial", justify="right")
     table.add_column("model")
+    if several:
+        table.add_column("seed", justify="right")
     for name in ("params", "steps", "tokens", "FLOPs", "autoenc.", "memory", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     table.caption = (
@@ -137,20 +140,20 @@ def show_plan(console: Console, sweep: SweepConfig, trials: Sequence[PlannedTria
     table.caption_justify = "left"
     kept = [trial for trial in trials if not trial.point.refused]
     for number, trial in enumerate(kept):
-        table.add_row(str(number), *_cells(trial, len(seeds_of(sweep)) > 1))
+        table.add_row(str(number), *_cells(trial, several))
     console.print(table)
     for line in _notes(sweep, trials, kept, planned):
         console.print(line, highlight=False, soft_wrap=True)
 
 
 def _cells(trial: PlannedTrial, several: bool) -> list[str]:
-    label = f"{trial.point.label}, seed {trial.seed}" if several else trial.point.label
+    model = [trial.point.label, str(trial.seed)] if several else [trial.point.label]
     costs = trial.point.forecast
     if costs is None:
-        return [label, *["?"] * 7]
+        return [*model, *["?"] * 7]
     below = scientific(costs.autoencoder_flops) if costs.autoencoder_flops else "-"
     return [
-        label,
+        *model,
         quantity(costs.parameters),
         f"{costs.steps:,}",
         quantity(costs.tokens),

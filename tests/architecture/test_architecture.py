@@ -44,6 +44,11 @@ LEVELS = {
 ONLY_IN = {
     "mlflow": ("calm_lightning.tracking",),
     "optuna": ("sweeps",),
+    "simpleeval": ("sweeps.space.expressions",),
+    "sqlalchemy": ("sweeps.trials.storage",),
+    "ray": ("sweeps.launchers",),
+    "submitit": ("sweeps.launchers",),
+    "optuna_dashboard": ("sweeps.watch.optuna_dashboard",),
     "plotly": ("sweeps",),
     "matplotlib": ("sweeps", "calm_lightning.diagnostics.figures", "data_pipelines.inspecting.figures"),
     "webdataset": ("data_pipelines.writing.write",),
