@@ -21,7 +21,7 @@ pytest.importorskip("matplotlib")
 import typer
 from typer.testing import CliRunner
 
-from calm_lightning.cli.sweeps import reproduce
+from calm_lightning.cli.reproduce import reproduce
 
 app = typer.Typer()
 app.command()(reproduce)
@@ -62,6 +62,7 @@ def test_dry_run_lists_trials_and_makes_nothing(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "CALM K=3" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
+    assert "together" in result.output
 
 
 @pytest.mark.slow
@@ -75,6 +76,8 @@ def test_killed_sweep_continues_to_table_figures_and_one_parent_run(tmp_path: Pa
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    while subprocess.run(["pgrep", "-f", str(tmp_path / "runs")], capture_output=True, check=False).stdout:
+        time.sleep(0.1)  # its worker notices within a second, saves its place and leaves
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/model.safetensors")}
     assert finished, "nothing had finished before the kill"
 
@@ -91,7 +94,7 @@ def test_killed_sweep_continues_to_table_figures_and_one_parent_run(tmp_path: Pa
         "select r.name, r.status from runs r join tags t on t.run_uuid = r.run_uuid "
         "where t.key = 'mlflow.parentRunId' order by r.name",
     )
-    names = ["autoencoder-K2", "autoencoder-K3", "baseline", "calm-K2", "calm-K3"]
+    names = ["autoencoder-K2-l64-d16-s0", "autoencoder-K3-l96-d16-s0", "baseline", "calm-K2", "calm-K3"]
     assert children == [(name, "FINISHED") for name in names]
     twice = "select run_uuid, key, step from metrics group by run_uuid, key, step having count(*) > 1"
     assert mlflow_rows(tmp_path, twice) == []
