@@ -13,12 +13,12 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatterSciNotation, NullFormatter
 
 from calm_lightning.flops.paper import PUBLISHED
 from calm_lightning.metrics.names import ScorePoint
 from sweeps.front.series import Series, front_points
 from sweeps.report import style
+from sweeps.report.png.axes import dress, few_ticks, front_line
 from sweeps.report.tables import Budget
 
 _NOTE_LINE_INCHES = 8.6 * 1.45 / 72
@@ -54,49 +54,15 @@ def draw_png(path: Path, series: Sequence[Series], budget: Budget, paper_overlay
     figure.savefig(path, dpi=160, metadata={"Software": None})
 
 
-def _dress(axes: Axes, title: str, x_label: str) -> None:
-    """Give a panel its title, labels, logarithmic cost axis and quiet grid."""
-    axes.set_xscale("log")
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=style.INK, pad=9)
-    axes.set_xlabel(x_label, fontsize=9, color=style.INK)
-    axes.set_ylabel(style.SCORE_AXIS, fontsize=9, color=style.INK)
-    axes.grid(True, which="major", color=style.GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", colors=style.MUTED, labelsize=8.5, length=3)
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(style.FRONT)
-
-
-def _few_ticks(axes: Axes, low: float, high: float) -> None:
-    """Label a logarithmic axis that spans little more than a decade at 1, 2 and 5 times the powers of ten."""
-    ticks = [digit * 10.0**power for power in range(-3, 40) for digit in (1, 2, 5)]
-    axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    if high < 1000:
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    else:
-        axes.xaxis.set_major_formatter(LogFormatterSciNotation(base=10, labelOnlyBase=False, minor_thresholds=(9, 9)))
-
-
 def _bars(point: ScorePoint) -> list[list[float]]:
     """Return the 95 % interval as Matplotlib's error bar of one point."""
     return [[max(0.0, point.brier_lm - point.brier_lm_low)], [max(0.0, point.brier_lm_high - point.brier_lm)]]
 
 
-def _front_line(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """Draw the front as a step line: this score is to be had from this cost on."""
-    if points:
-        x, y = zip(*points, strict=True)
-        axes.step(x, y, where="post", color=style.FRONT, linewidth=5, alpha=0.45, zorder=1, solid_capstyle="round")
-
-
 def _training_panel(axes: Axes, series: Sequence[Series]) -> None:
     """All evaluations against training FLOPs: learning curves, intervals, last evaluations, front."""
-    _dress(axes, "What a score costs to train", style.TRAIN_AXIS)
-    _front_line(axes, [(point.train_flops, point.brier_lm) for _, point in front_points(series)])
+    dress(axes, "What a score costs to train", style.TRAIN_AXIS)
+    front_line(axes, [(point.train_flops, point.brier_lm) for _, point in front_points(series)])
     for one in series:
         look = style.looks(series)[one.label]
         curve = [point for point in one.trained if point.train_flops > 0]
@@ -128,15 +94,15 @@ def _training_panel(axes: Axes, series: Sequence[Series]) -> None:
     axes.set_ylim(bottom=0.0)
     costs = [point.train_flops for one in series for point in one.trained if point.train_flops > 0]
     if costs:
-        _few_ticks(axes, min(costs) / 1.25, max(costs) * 1.25)
+        few_ticks(axes, min(costs) / 1.25, max(costs) * 1.25)
     note = "bars: 95 % intervals · large markers: last evaluation"
     axes.set_title(note, loc="right", fontsize=8, color=style.MUTED, pad=9)
 
 
 def _inference_panel(axes: Axes, series: Sequence[Series]) -> None:
     """The last evaluation of every model against inference FLOPs, and the front of these."""
-    _dress(axes, "What it costs to use", style.INFERENCE_AXIS)
-    _front_line(axes, [(point.inference_flops_per_token, point.brier_lm) for _, point in front_points(series, True)])
+    dress(axes, "What it costs to use", style.INFERENCE_AXIS)
+    front_line(axes, [(point.inference_flops_per_token, point.brier_lm) for _, point in front_points(series, True)])
     for one in series:
         look, point = style.looks(series)[one.label], one.final
         place = (point.inference_flops_per_token, point.brier_lm)
@@ -155,12 +121,12 @@ def _inference_panel(axes: Axes, series: Sequence[Series]) -> None:
         axes.annotate(name, place, textcoords="offset points", xytext=(8, 5), fontsize=8.5, color=look.colour)
     axes.set_ylim(bottom=0.0)
     costs = [one.final.inference_flops_per_token for one in series]
-    _few_ticks(axes, min(costs) / 1.3, max(costs) * 1.6)
+    few_ticks(axes, min(costs) / 1.3, max(costs) * 1.6)
 
 
 def _paper_panel(axes: Axes) -> None:
     """The published models in the paper's units: another corpus, tokenizer and scale, hence a panel of its own."""
-    _dress(axes, "The paper's models, in the paper's units", style.PAPER_AXIS)
+    dress(axes, "The paper's models, in the paper's units", style.PAPER_AXIS)
     for family, look in style.PUBLISHED.items():
         rows = [row for preset, row in PUBLISHED.items() if preset.startswith(family)]
         x, y = [row.training_flops / 1e20 for row in rows], [row.brier_lm for row in rows]
@@ -177,4 +143,4 @@ def _paper_panel(axes: Axes) -> None:
                 color=look.colour,
             )
     axes.set_ylim(4.8, 9.9)
-    _few_ticks(axes, 2.2, 55.0)
+    few_ticks(axes, 2.2, 55.0)

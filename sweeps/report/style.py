@@ -24,10 +24,14 @@ _MODELS = (
     ("#b8a900", "h", "hexagon"),
 )
 
+LOW_TO_HIGH = ("#c9d3df", "#8fb3d0", "#4f8fbf", "#0072b2", "#123f63")
+"""From low to high scores, one hue, so that it survives greyscale."""
+
 TRAIN_AXIS = "training FLOPs, autoencoder included"
 INFERENCE_AXIS = "inference FLOPs per generated token"
 PAPER_AXIS = "training FLOPs (1e20)"
 SCORE_AXIS = "BrierLM (percent)"
+VOLUME_AXIS = "hypervolume (decades of FLOPs x percent)"
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Look:
     symbol: str
 
 
+BASELINE_LOOK = Look(*_BASELINE)
+MODEL_LOOKS = tuple(Look(*look) for look in _MODELS)
 PUBLISHED = {"transformer": Look(*_BASELINE), "calm": Look(*_MODELS[2])}
 """Looks of the paper's models: as the baseline and as K = 4 in a sweep over 1, 2, 4, 8."""
 
