@@ -174,13 +174,15 @@ def test_bands_hold_the_truth_about_as_often_as_they_say() -> None:
 def test_bands_hold_the_truth_when_the_trials_choose_the_law(truth: Truth) -> None:
     source, budgets, Ks = random(12), np.repeat([4e13, 2.5e14], 4), np.tile([1, 2, 4, 8], 2)
     covered = []
-    for _ in range(25):
+    repetitions = 40
+    for _ in range(repetitions):
         found = fit(sweep(truth, source))
         shown = [predict(found, cost, K) for cost, K in zip(budgets, Ks, strict=True)]
         scores = [truth.score(cost, K) for cost, K in zip(budgets, Ks, strict=True)]
         covered.append([one.low <= value <= one.high for one, value in zip(shown, scores, strict=True)])
     assert 0.88 <= np.mean(covered) <= 0.99
-    assert np.mean(covered, axis=0).min() >= 0.85
+    # of a place that is covered in 90 % of all sweeps, 40 of them show less than this once in a thousand times
+    assert np.mean(covered, axis=0).min() >= stats.binom.ppf(0.001, repetitions, 0.9) / repetitions
 
 
 def test_interval_of_one_run_holds_new_runs() -> None:
