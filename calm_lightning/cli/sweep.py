@@ -9,12 +9,14 @@ import typer
 
 from calm_lightning.cli.options import AsJson
 from calm_lightning.cli.sweep_replay import replay
+from calm_lightning.cli.sweep_report import best, export, report
+from calm_lightning.cli.sweep_scaling import scaling
 
 if TYPE_CHECKING:
+    from calm_lightning.config import RunConfig
     from sweeps.config import SweepConfig
 
 app = typer.Typer(no_args_is_help=True, help="Sweeps: search spaces of models, trained by any number of workers.")
-app.command()(replay)
 
 Place = Annotated[
     Path, typer.Argument(metavar="SWEEP", help="A sweep's directory, or its name or the beginning of it.")
@@ -44,6 +46,10 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the trials with their FLOPs, memory and time; train nothing.")
     ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="With --dry-run: time a few steps of every shape, to know how long it takes."),
+    ] = False,
     as_json: AsJson = False,
     plain: Plain = False,
     retry_failed: RetryFailed = False,
@@ -58,7 +64,7 @@ def run(
     options = [f"{key}={value}" for key, value in asked if value is not None]
     sweep = load_sweep(find_sweep(name, preset), [*(overrides or []), *options])
     if dry_run:
-        list_trials(sweep, work_dir, as_json)
+        list_trials(sweep, work_dir, as_json, measure)
     else:
         start(sweep, work_dir, plain=plain, retry_failed=retry_failed)
 
@@ -211,13 +217,21 @@ def start(sweep: SweepConfig, work_dir: Path, *, plain: bool = False, retry_fail
         console.print(f"all runs in the browser: {command}", soft_wrap=True, highlight=False)
 
 
-def list_trials(sweep: SweepConfig, work_dir: Path, as_json: bool) -> None:
-    """Print what a sweep would train."""
+def list_trials(sweep: SweepConfig, work_dir: Path, as_json: bool, measure: bool = False) -> None:
+    """Print what a sweep would train.
+
+    Args:
+        sweep: The sweep.
+        work_dir: Directory that holds run directories.
+        as_json: Print JSON and nothing else.
+        measure: Time a few steps of every shape.
+    """
     _require_extra()
     import json
 
     from rich.console import Console
 
+    from sweeps.budget.rates import Clock
     from sweeps.corpus import corpus_dir, vocabulary_of
     from sweeps.report.plan import plan, show_plan, to_json
     from sweeps.space.points import PointMaker
@@ -226,8 +240,15 @@ def list_trials(sweep: SweepConfig, work_dir: Path, as_json: bool) -> None:
 
     validate_sweep(sweep)
     corpus = corpus_dir(sweep, work_dir)
-    maker = PointMaker(sweep, corpus, work_dir, vocabulary_of(sweep, corpus))
-    trials, planned = plan(maker, work_dir), planned_trials(sweep, maker)
+    vocabulary, step_seconds = vocabulary_of(sweep, corpus), None
+    if measure and vocabulary is not None:
+        from calm_lightning.programs import probe
+
+        def step_seconds(config: RunConfig) -> float:
+            return probe.step_seconds(config, vocabulary)
+
+    maker = PointMaker(sweep, corpus, work_dir, vocabulary)
+    trials, planned = plan(maker, Clock(work_dir, step_seconds)), planned_trials(sweep, maker)
     if as_json:
         typer.echo(json.dumps(to_json(trials, planned), indent=2))
     else:
@@ -247,3 +268,7 @@ def _require_extra() -> None:
     for package in ("optuna", "plotly", "matplotlib", "simpleeval"):
         if importlib.util.find_spec(package) is None:
             raise SweepError(f"{package} is not installed: run pip install 'calm-lightning[sweeps,tracking]'")
+
+
+for _command in (best, report, export, scaling, replay):  # what comes of a sweep is listed after what runs it
+    app.command()(_command)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -14,7 +13,7 @@ from rich.table import Table
 from calm_lightning.config import identity
 from calm_lightning.errors import ConfigError
 from sweeps.budget.fairness import differences
-from sweeps.budget.rates import measured_rates, seconds_of
+from sweeps.budget.rates import Clock
 from sweeps.config import SweepConfig
 from sweeps.report.tables import quantity, scientific
 from sweeps.space.points import Point, PointMaker, flatten, grid
@@ -77,14 +76,14 @@ def list_points(maker: PointMaker) -> list[Point]:
     return found
 
 
-def plan(maker: PointMaker, work_dir: Path) -> list[PlannedTrial]:
+def plan(maker: PointMaker, clock: Clock) -> list[PlannedTrial]:
     """Return the trials that a sweep will have, as far as they are known.
 
     Args:
         maker: Makes its points.
-        work_dir: Directory that holds run directories: earlier runs there tell the speed.
+        clock: Tells how long training takes.
     """
-    rates, trained, trials = measured_rates(work_dir), set[str](), []
+    trained, trials = set[str](), []
     for point in list_points(maker):
         for asked in seeds_of(maker.sweep):
             seed = point.model.seed if asked is None else asked
@@ -92,7 +91,9 @@ def plan(maker: PointMaker, work_dir: Path) -> list[PlannedTrial]:
             name = identity(seeded.autoencoder) if seeded.autoencoder else ""
             first = bool(name) and name not in trained and not point.refused
             trained |= {name} if first else set()
-            seconds = seconds_of(point.forecast, point.stage, rates, first) if point.forecast else None
+            seconds = None
+            if point.forecast and not point.refused:
+                seconds = clock.of_point(seeded.model, seeded.autoencoder, point.forecast, first)
             trials.append(PlannedTrial(point, seed, first, seconds))
     return trials
 
@@ -178,7 +179,7 @@ def _notes(
             f"; about {duration(sums['seconds'] / workers)} of training with {workers} worker(s), evaluations on top"
         )
     else:
-        line += "; time is known once a run of each stage has finished in this work directory"
+        line += "; time is known once a run of each stage has finished in this work directory, or with --measure"
     lines.append(line)
     if sweep.sampler.name in ADAPTIVE:
         lines.append(

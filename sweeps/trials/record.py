@@ -8,7 +8,7 @@ the same trials behind. Every write here may be repeated, because a storage can 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -264,4 +264,6 @@ def ended(trial: FrozenTrial) -> bool:
 def series_of(trial: FrozenTrial) -> Series | None:
     """Return the evaluations of a complete or pruned trial, None for others."""
     found = trial.user_attrs.get(SERIES)
-    return Series.from_json(found) if found is not None and ended(trial) else None
+    if found is None or not ended(trial) or trial.datetime_complete is None:
+        return None
+    return replace(Series.from_json(found), finished=trial.datetime_complete.timestamp())

@@ -187,7 +187,7 @@ def _worker(old: WorkerView | None, new: WorkerView) -> Iterator[str]:
         if new.alive:
             yield f"started{at}"
     elif old.alive and not new.alive:
-        yield f"died{why}" if new.doing == GONE else "left, nothing more to do"
+        yield f"died{why}" if new.doing == GONE else f"left{why or ', nothing more to do'}"
     elif new.alive and (not old.alive or (old.place and new.place and old.place != new.place)):
         yield f"replaced, now{at or ' elsewhere'}{why}"
     elif new.silent and not old.silent:
