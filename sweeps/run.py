@@ -172,7 +172,7 @@ def _open(
 ) -> Opened:
     """Open or create the study, write what workers need, and plan the first trials."""
     maker = PointMaker(sweep, corpus, work_dir, manifest.vocabulary)
-    planned = planned_trials(sweep, maker)
+    planned = planned_trials(maker)
     record = open_record(directory, sweep.storage, directory.name, sweep.objectives)
     if retry_failed:
         record.retry_failed()

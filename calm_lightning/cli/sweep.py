@@ -248,7 +248,7 @@ def list_trials(sweep: SweepConfig, work_dir: Path, as_json: bool, measure: bool
             return probe.step_seconds(config, vocabulary)
 
     maker = PointMaker(sweep, corpus, work_dir, vocabulary)
-    trials, planned = plan(maker, Clock(work_dir, step_seconds)), planned_trials(sweep, maker)
+    trials, planned = plan(maker, Clock(work_dir, step_seconds)), planned_trials(maker)
     if as_json:
         typer.echo(json.dumps(to_json(trials, planned), indent=2))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -17,7 +18,7 @@ from sweeps.budget.rates import Clock
 from sweeps.config import SweepConfig
 from sweeps.report.tables import quantity, scientific
 from sweeps.space.points import Point, PointMaker, flatten, grid
-from sweeps.trials.planner import fixed_points, planned_trials, seeds_of
+from sweeps.trials.planner import fixed_points, seeds_of
 from sweeps.trials.samplers import ADAPTIVE, GRID, draw, mirror, quiet
 
 _MOST = 2000
@@ -49,15 +50,15 @@ def list_points(maker: PointMaker) -> list[Point]:
         ConfigError: A configuration contradicts itself, or the space has more than `_MOST` points.
     """
     sweep, found = maker.sweep, []
-    total = planned_trials(sweep, maker)
-    if total is not None and total > _MOST * len(seeds_of(sweep)):
-        raise ConfigError(f"{total} trials are too many to list: narrow the space, or set sampler.points")
     found += fixed_points(maker)
     known = {point.slug for point in found}
     if sweep.sampler.name == GRID:
-        made = [maker.make(values) for values in grid(maker)]
-        made = [point for point in made if point.slug not in known]
-        return found + made[: sweep.sampler.points]
+        combinations = list(islice(grid(maker), sweep.sampler.points))
+        if len(combinations) > _MOST:
+            raise ConfigError(
+                f"{len(combinations)} points are too many to list: narrow the space, or set sampler.points"
+            )
+        return found + [point for values in combinations if (point := maker.make(values)).slug not in known]
     if not maker.parameters:
         return found
     quiet()

@@ -74,12 +74,17 @@ def _by_cost(series: Sequence[Series]) -> list[Series]:
     return sorted(series, key=lambda one: one.final.train_flops)
 
 
+def _key(one: Series) -> tuple[str, int, int]:
+    """Return what tells a series from all others, those of other seeds included."""
+    return one.label, one.seed, one.trial
+
+
 def _rows(series: Sequence[Series]) -> list[list[str]]:
     """Return the cells of `_COLUMNS`, one row per model by rising training FLOPs."""
-    on_front = [(one.label, point) for one, point in front_points(series)]
+    on_front = [(_key(one), point) for one, point in front_points(series)]
     rows = []
     for one in _by_cost(series):
-        final, mine = one.final, [point for label, point in on_front if label == one.label]
+        final, mine = one.final, [point for key, point in on_front if key == _key(one)]
         rows.append(
             [
                 one.label,
@@ -185,23 +190,23 @@ def front_numbers(series: Sequence[Series]) -> dict[str, float]:
 
 def write_points(path: Path, series: Sequence[Series]) -> None:
     """Write every evaluation of every model as CSV, FLOPs and percent in full precision."""
-    on_front = {(one.label, point.step) for one, point in front_points(series)}
-    on_inference = {(one.label, point.step) for one, point in front_points(series, inference=True)}
+    on_front = {(_key(one), point.step) for one, point in front_points(series)}
+    on_inference = {(_key(one), point.step) for one, point in front_points(series, inference=True)}
     numbers = ("step", "text_tokens", "train_flops", "stage_train_flops", "inference_flops_per_token", "seconds")
     scores = ("brier_lm", "brier_lm_se", "brier_lm_low", "brier_lm_high")
     brier = [f"brier_{n}" for n in range(1, 5)] + [f"brier_{n}_se" for n in range(1, 5)]
-    tail = ("on_front", "on_inference_front", "run_dir", "autoencoder_dir", "mlflow_run_id")
+    tail = ("on_front", "on_inference_front", "trial", "seed", "state", "run_dir", "autoencoder_dir", "mlflow_run_id")
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["model", "stage", "K", "parameters", *numbers, *scores, *brier, *tail])
         for one in series:
             for point in one.points:
-                key = (one.label, point.step)
+                key = (_key(one), point.step)
                 writer.writerow(
                     [one.label, one.stage, "" if one.K is None else one.K, one.parameters]
                     + [getattr(point, name) for name in (*numbers, *scores)]
                     + [*point.brier, *point.brier_se, int(key in on_front), int(key in on_inference)]
-                    + [one.run_dir, one.autoencoder_dir, one.mlflow_run_id or ""]
+                    + [one.trial, one.seed, one.state, one.run_dir, one.autoencoder_dir, one.mlflow_run_id or ""]
                 )
 
 

@@ -10,6 +10,7 @@ import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -31,19 +32,34 @@ def seeds_of(sweep: SweepConfig) -> list[int | None]:
     return list(sweep.seeds) or [None]
 
 
-def planned_trials(sweep: SweepConfig, maker: PointMaker) -> int | None:
-    """Return how many trials a sweep will have, points that break a constraint included; None where there is no end."""
-    fixed = int(sweep.include_baseline) + len(sweep.enqueue)
-    if sweep.sampler.name == GRID:
-        count = sum(1 for _ in grid(maker))
-        drawn = count if sweep.sampler.points is None else min(count, sweep.sampler.points)
+def planned_trials(maker: PointMaker) -> int | None:
+    """Return how many trials a sweep will have, points that break a constraint left out; None where there is no end.
+
+    A sampler may find fewer points than it is asked for: a small space is exhausted.
+
+    Args:
+        maker: Makes the points of the sweep.
+
+    Raises:
+        ConfigError: A configuration contradicts itself.
+    """
+    sampler, fixed = maker.sweep.sampler, [point for point in fixed_points(maker) if not point.refused]
+    if sampler.name == GRID:
+        drawn = len(grid_points(maker))
     elif not maker.parameters:
         drawn = 0
-    elif sweep.sampler.points is None:
+    elif sampler.points is None:
         return None
     else:
-        drawn = sweep.sampler.points
-    return (fixed + drawn) * len(seeds_of(sweep))
+        drawn = sampler.points
+    return (len(fixed) + drawn) * len(seeds_of(maker.sweep))
+
+
+def grid_points(maker: PointMaker) -> list[Point]:
+    """Return the points of a grid that may be trained and are not among the fixed ones."""
+    known = {point.slug for point in fixed_points(maker)}
+    made = (maker.make(values) for values in islice(grid(maker), maker.sweep.sampler.points))
+    return [point for point in made if not point.refused and point.slug not in known]
 
 
 @contextmanager
@@ -76,8 +92,7 @@ class Planner:
 
     @cached_property
     def _grid(self) -> list[dict[str, Any]]:
-        found = list(grid(self.maker))
-        return found if self.sweep.sampler.points is None else found[: self.sweep.sampler.points]
+        return list(islice(grid(self.maker), self.sweep.sampler.points))
 
     def plan(self, room: int) -> int:
         """Add trials until some wait, or no further ones can be planned now.

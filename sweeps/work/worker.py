@@ -7,6 +7,7 @@ directory. A worker that finds nothing to take plans what comes next, or waits: 
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import threading
@@ -235,6 +236,7 @@ class Worker:
         if lease.confirm():
             keep_traceback(self.directory, trial.number, error)
             self._record.fail(trial, reason(error))
+        gc.collect()  # the traceback held the failed run's tensors
         return None
 
     def _prune(self, trial: FrozenTrial, point: Point, watcher: Watcher, stopped: Pruned) -> None:

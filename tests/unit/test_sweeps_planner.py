@@ -70,7 +70,7 @@ def test_a_grid_is_the_baseline_and_every_point_with_every_seed(tmp_path: Path) 
     trials = run_all(tmp_path, sweep)
     expected = [f"{slug}-s{seed}" for slug in ("baseline", "K1", "K2", "K4") for seed in (0, 5)]
     assert keys(trials) == expected
-    assert planned_trials(sweep, open_planner(tmp_path, sweep).maker) == 8
+    assert planned_trials(open_planner(tmp_path, sweep).maker) == 8
     assert [trial.params for trial in trials[:4]] == [{}, {}, {"model.K": 1}, {"model.K": 1}]
     assert [trial.user_attrs[POINT] for trial in trials] == [0, 0, 1, 1, 2, 2, 3, 3]
 
@@ -89,6 +89,7 @@ def test_a_planner_that_dies_between_two_trials_is_continued(tmp_path: Path) -> 
 def test_points_that_break_a_constraint_or_are_too_dear_are_left_out(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, GRID + "constraints: ['K != 2']\ninclude_baseline: false\n")
     assert keys(run_all(tmp_path, sweep)) == ["K1-s0", "K4-s0"]
+    assert planned_trials(open_planner(tmp_path, sweep).maker) == 2
 
 
 def test_enqueued_points_come_first_and_are_not_repeated_by_the_grid(tmp_path: Path) -> None:
