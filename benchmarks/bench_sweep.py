@@ -121,7 +121,9 @@ def open_sweep(folder: Path, storage: str, sampler: str, points: int) -> tuple[P
     (directory / CONFIG).write_text(sweep_to_yaml(sweep))
     work_dir = folder / "runs"
     record = open_record(directory, sweep.storage, directory.name, sweep.objectives)
-    write_session(directory, Session(directory.name, str(work_dir), "corpus", "hash", V, None, points, time.time()))
+    write_session(
+        directory, Session(directory.name, str(work_dir), "corpus", "hash", V, None, points, time.time(), storage)
+    )
     return directory, sweep, Planner(PointMaker(sweep, Path("corpus"), work_dir, V), record)
 
 
@@ -175,7 +177,7 @@ def large_study(folder: Path, storage: str, trials: int, repetitions: int) -> li
     def row(what: str, action: Callable[[], object], times: int = repetitions) -> Row:
         return Row(what, shown(storage), 1, trials, timed(action, times))
 
-    session = Session(directory.name, str(folder / "runs"), "corpus", "hash", V, None, trials + 1, time.time())
+    session = Session(directory.name, str(folder / "runs"), "corpus", "hash", V, None, trials + 1, time.time(), storage)
     name = directory.name
     fresh = open_record(directory, sweep.storage, name, sweep.objectives, create=False)
     begun = time.perf_counter()

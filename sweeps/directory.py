@@ -2,8 +2,8 @@
 
 | file | content |
 |---|---|
-| `sweep.yaml` | the resolved sweep |
-| `session.json` | study, corpus, MLflow parent: what a worker needs beside the sweep |
+| `sweep.yaml` | the resolved sweep, without the storage's password |
+| `session.json` | study, corpus, storage, MLflow parent: what a worker needs beside the sweep |
 | `stop` | there while the sweep is asked to stop |
 | `study.db` | the Optuna study, unless `storage` says otherwise |
 | `leases/`, `workers/` | who has which trial; what each worker does, and its log |
@@ -35,6 +35,7 @@ class Session:
         parent_run_id: MLflow run id of the sweep's parent run, None where it is not recorded.
         planned: Trials that the sweep will have; 0 where there is no end.
         begun: When the sweep was last started, unix seconds.
+        storage: `storage` of the sweep, which may hold a password: the file is its owner's alone.
     """
 
     study: str
@@ -45,11 +46,17 @@ class Session:
     parent_run_id: str | None
     planned: int
     begun: float
+    storage: str = "sqlite"
 
 
 def write_session(directory: Path, session: Session) -> None:
-    """Write `session.json`, whole or not at all."""
-    artifacts.write_text(directory / SESSION, json.dumps(asdict(session), indent=2))
+    """Write `session.json`, whole or not at all, for its owner alone."""
+
+    def write(path: Path) -> None:
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(asdict(session), indent=2), encoding="utf-8")
+
+    artifacts.write_whole(directory / SESSION, write)
 
 
 def read_session(directory: Path) -> Session:

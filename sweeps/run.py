@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from sweeps.trials.leases import Leases
 from sweeps.trials.planner import Planner, planned_trials, planning
 from sweeps.trials.reading import SweepRecord, read_sweep
 from sweeps.trials.record import TrialRecord, open_record
+from sweeps.trials.storage import without_password
 from sweeps.validation import study_name, validate_sweep
 from sweeps.watch.display import Display, make_display
 from sweeps.watch.observe import Observer
@@ -186,11 +187,13 @@ def _open(
         corpus=str(corpus),
         corpus_hash=manifest.corpus_hash,
         vocabulary=manifest.vocabulary,
+        storage=sweep.storage,
         parent_run_id=parent.run_id if parent else None,
         planned=planned or 0,
         begun=time.time(),
     )
-    artifacts.write_text(directory / artifacts.CONFIG, sweep_to_yaml(sweep))
+    public = replace(sweep, storage=without_password(sweep.storage))  # the file is also copied to MLflow
+    artifacts.write_text(directory / artifacts.CONFIG, sweep_to_yaml(public))
     clear_stop(directory)
     write_session(directory, session)
     return Opened(directory, sweep, session, record, planner, parent)

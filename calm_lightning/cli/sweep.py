@@ -88,8 +88,10 @@ def resume(
     from sweeps.directory import find_sweep_directory, read_session
 
     directory = find_sweep_directory(place, work_dir)
+    session = read_session(directory)
     sweep = load_sweep(directory / CONFIG, [f"launch.workers={workers}"] if workers else [])
-    start(sweep, Path(read_session(directory).work_dir), plain=plain, retry_failed=retry_failed)
+    sweep.storage = session.storage  # the file leaves its password out
+    start(sweep, Path(session.work_dir), plain=plain, retry_failed=retry_failed)
 
 
 @app.command()

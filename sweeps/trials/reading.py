@@ -62,7 +62,7 @@ def open_trials(directory: Path) -> TrialRecord:
         SweepError: The directory holds no sweep, or its storage cannot be opened.
     """
     sweep, session = load_sweep(directory / CONFIG), read_session(directory)
-    return open_record(directory, sweep.storage, session.study, sweep.objectives, create=False)
+    return open_record(directory, session.storage, session.study, sweep.objectives, create=False)
 
 
 def read_sweep(directory: Path) -> SweepRecord:
@@ -89,7 +89,7 @@ def read_sweep(directory: Path) -> SweepRecord:
         directory=directory,
         study=session.study,
         config=sweep,
-        storage=shown(storage_address(sweep.storage, directory)),
+        storage=shown(storage_address(session.storage, directory)),
         series=tuple(found),
         failures=tuple(failures),
         unfinished=max(session.planned, begun) - len(found) - len(failures),

@@ -53,6 +53,11 @@ def shown(address: str) -> str:
     return address if address.startswith("journal:") else make_url(address).render_as_string(hide_password=True)
 
 
+def without_password(storage: str) -> str:
+    """Return `SweepConfig.storage` for files that others may read."""
+    return shown(storage) if "://" in storage else storage
+
+
 def open_storage(address: str) -> BaseStorage:
     """Open a storage, making its tables the first time.
 

@@ -92,7 +92,7 @@ class Worker:
             should_stop=self._leaving,
         )
         self._record: TrialRecord = open_record(
-            directory, self.sweep.storage, self.session.study, self.sweep.objectives, create=False
+            directory, self.session.storage, self.session.study, self.sweep.objectives, create=False
         )
         maker = PointMaker(self.sweep, Path(self.session.corpus), work_dir, self.session.vocabulary)
         self._planner = Planner(maker, self._record)

@@ -101,6 +101,13 @@ def test_a_sweep_on_postgres_equals_one_on_sqlite(tmp_path: Path, server: Server
         finish(start(folder, f"storage={storage}", "name=same", seconds=0.0), folder)
     assert outcome(tmp_path / "postgres") == outcome(tmp_path / "sqlite")
     assert not list((tmp_path / "postgres").rglob("study.db"))
+    holding = [
+        path
+        for path in (tmp_path / "postgres" / "runs").rglob("*")
+        if path.is_file() and b"secret" in path.read_bytes()
+    ]
+    assert [path.name for path in holding] == ["session.json"]
+    assert holding[0].stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.slow
