@@ -40,8 +40,8 @@ from calm_lightning.tracking.entries import JournalEntry, by_step, encode, read_
 from sweeps.budget.rule import step_flops
 from sweeps.config import SweepConfig, load_sweep
 from sweeps.launchers.base import Launcher, WorkerSettings
-from sweeps.launchers.local import LocalLauncher
 from sweeps.launchers.process import end_with_parent
+from sweeps.launchers.registry import launcher_class
 from sweeps.run import run_sweep
 from sweeps.work.worker import Trade, work
 
@@ -161,7 +161,9 @@ def prepare(sweep: SweepConfig, out: Path) -> Manifest:
 
 
 def launch(name: str, settings: WorkerSettings) -> Launcher:
-    return LocalLauncher(settings, (__file__, "work"))
+    factory: type = launcher_class(name)
+    launcher: Launcher = factory(settings, (__file__, "work"))
+    return launcher
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sweeps.watch.snapshot import COMPLETE, PRUNED, RUNNING, WAITING, Snapshot, TrialView
+from sweeps.watch.snapshot import COMPLETE, ENDED, PRUNED, RUNNING, WAITING, Snapshot, TrialView
 from sweeps.watch.values import finite, fraction, positive
 
 EVIDENCE = 0.05
@@ -19,8 +19,16 @@ def elapsed(snapshot: Snapshot) -> float | None:
     """Return the seconds since work on the sweep was begun or last taken up, None before that."""
     starts = [snapshot.since] if snapshot.since is not None else [trial.started for trial in snapshot.trials]
     known = [start for start in map(finite, starts) if start is not None]
-    taken = finite(snapshot.taken)
+    taken = _end(snapshot)
     return max(0.0, taken - min(known)) if known and taken is not None else None
+
+
+def _end(snapshot: Snapshot) -> float | None:
+    """Return when the last trial ended where all have, else when the snapshot was taken."""
+    ends = [finite(trial.finished) for trial in snapshot.trials if trial.state in ENDED]
+    over = bool(ends) and len(ends) == len(snapshot.trials) >= snapshot.planned
+    known = [end for end in ends if end is not None]
+    return max(known) if over and known else finite(snapshot.taken)
 
 
 def seconds(trial: TrialView, now: float) -> float | None:

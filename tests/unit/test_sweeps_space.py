@@ -299,7 +299,7 @@ def test_expressions_know_arithmetic_and_nothing_else() -> None:
     assert evaluate("32 * model.K if K > 2 else 0", names, "here") == 128
     assert evaluate(5, names, "here") == 5
     for text in ("__import__('os')", "model.__class__", "().__class__.__bases__", "K.real.__doc__", "[x for x in K]"):
-        with pytest.raises(ConfigError, match="here: .* cannot be evaluated"):
+        with pytest.raises(ConfigError, match=r"here: .* cannot be evaluated"):
             evaluate(text, names, "here")
 
 
