@@ -54,9 +54,7 @@ def _objective_problems(sweep: SweepConfig) -> list[str]:
             "or pruning.rule=pareto"
         )
     if len(objectives) == 1 and sweep.pruning.rule == "pareto":
-        problems.append(
-            "pruning.rule=pareto needs train_flops among the objectives: choose asha, hyperband or median"
-        )
+        problems.append("pruning.rule=pareto needs train_flops among the objectives: choose asha, hyperband or median")
     return problems
 
 

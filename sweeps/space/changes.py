@@ -16,7 +16,7 @@ Config = TypeVar("Config")
 
 
 @cache
-def _types(schema: type) -> dict[str, frozenset[type]]:
+def _types(schema: Any) -> dict[str, frozenset[type]]:
     """Return the plain types that each field of a dataclass may have; none where it is not one of these."""
     hints = get_type_hints(schema)
     plain = {int, float, str, bool, type(None)}

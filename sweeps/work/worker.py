@@ -229,6 +229,8 @@ class Worker:
         return EXIT_LEFT
 
     def _fail(self, trial: FrozenTrial, lease: Lease, error: Exception) -> int | None:
+        if self._leaving():  # what ends a worker also ends its data loaders, which then look like the trial's own error
+            return self._give_back(trial, lease)
         if of_the_machine(error):
             self._give_back(trial, lease)
             print(f"{reason(error)}", file=sys.stderr, flush=True)
