@@ -58,7 +58,8 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def _plain(config: object, name: str, value: Any) -> Any:
-    allowed = _types(type(config)).get(name, frozenset())
+    schema: Any = type(config)
+    allowed = _types(schema).get(name, frozenset())
     if type(value) in allowed:
         return value
     if float in allowed and type(value) is int:
