@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ COLOURED = 5
 """Groups of models that have a colour: those with the highest scores."""
 _ROW_INCHES = 3.3
 _MOST_TICKS = 9
+_LABEL_WIDTH = 22
+"""Characters of a line's name that fit beside its panel."""
 _LABEL_SIZE = 8.5
 _GREY = style.Look(style.FRONT, "o", "circle")
 _NOTE = "Lines join models that are equal in the other chosen keys. Filled: mean over seeds; hollow: single run."
@@ -79,6 +82,7 @@ def _panel(axes: Axes, findings: Findings, one: Slice, budget: float | None, tit
             name = ", ".join(
                 f"{short(key)} = {shown(contrast.equal[key])}" for key in findings.free if key in contrast.equal
             )
+            name = textwrap.fill(name, _LABEL_WIDTH, break_long_words=False)
             top = max(top, *(point.high for _, point in drawn))
             _line(axes, drawn, look, shift)
             ends += [_End(drawn[-1][0], drawn[-1][1].score, name, look.colour)] if rank < COLOURED and name else []
@@ -130,8 +134,11 @@ def _name_ends(axes: Axes, ends: Sequence[_End], others: int) -> None:
     low, high = axes.get_ylim()
     gap = (high - low) * 1.35 * _LABEL_SIZE / height
     places: list[float] = []
+    above = 0
     for end in sorted(ends, key=lambda end: -end.y):
-        places.append(min(end.y, places[-1] - gap) if places else end.y)
+        lines = 1 + end.text.count("\n")
+        places.append(min(end.y, places[-1] - gap * (above + lines) / 2) if places else end.y)
+        above = lines
     lift = max(0.0, low + 0.02 * (high - low) - places[-1]) if places else 0.0
     for end, place in zip(sorted(ends, key=lambda end: -end.y), places, strict=True):
         axes.annotate(
