@@ -28,13 +28,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     Raises:
         SweepError: The directory cannot be written to, for example because the disk is full.
     """
-    scratch = path.with_name(f".{path.stem}.partial{path.suffix}")
+    scratch = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(scratch)
         os.replace(scratch, path)
     except OSError as error:
-        raise SweepError(f"{path} cannot be written: {error.strerror}; make room and run the command again") from None
+        raise SweepError(f"{path} cannot be written: {error.strerror}; make room and run the command again") from error
     finally:
         scratch.unlink(missing_ok=True)
     return path

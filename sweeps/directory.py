@@ -36,6 +36,7 @@ class Session:
         planned: Trials that the sweep will have; 0 where there is no end.
         begun: When the sweep was last started, unix seconds.
         storage: `storage` of the sweep, which may hold a password: the file is its owner's alone.
+        ended: Numbers of the trials that had ended then.
     """
 
     study: str
@@ -47,6 +48,7 @@ class Session:
     planned: int
     begun: float
     storage: str = "sqlite"
+    ended: tuple[int, ...] = ()
 
 
 def write_session(directory: Path, session: Session) -> None:

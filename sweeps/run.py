@@ -47,7 +47,7 @@ PrepareCorpus = Callable[[SweepConfig, Path], "Manifest"]
 MakeLauncher = Callable[[str, WorkerSettings], Launcher]
 _POLL_SECONDS = 0.5
 _LIVES = 3
-"""How often in a row a worker is replaced that died without a trial having moved on in between."""
+"""How often in a row a worker is replaced that died before it took a trial."""
 USER = "asked by the user"
 
 
@@ -188,6 +188,7 @@ def _open(
         corpus_hash=manifest.corpus_hash,
         vocabulary=manifest.vocabulary,
         storage=sweep.storage,
+        ended=tuple(trial.number for trial in record.trials() if trial.state.is_finished()),
         parent_run_id=parent.run_id if parent else None,
         planned=planned or 0,
         begun=time.time(),
@@ -231,8 +232,8 @@ def _conduct(opened: Opened, leases: Leases, display: Display, launch: MakeLaunc
         launcher.start()
         try:
             _keep_going(opened, launcher, observer, display)
-        except KeyboardInterrupt:
-            launcher.stop(now=False)
+        except BaseException:
+            launcher.stop(now=False)  # interrupted once more, it ends them at once
             raise
         finally:
             launcher.stop(now=True)
@@ -260,26 +261,28 @@ def _keep_going(opened: Opened, launcher: Launcher, observer: Observer, display:
             break
         for status in () if shot.stopping else gone:
             if status.state == DIED:
-                _spend_a_life(lives, status, shot.ended, opened.directory)
+                # A death with a trial in hand counts against the trial, which is given up after `retries`.
+                moved = shot.ended + sum(trial.attempts for trial in shot.trials)
+                _spend_a_life(lives, status, moved, opened.directory)
             launcher.replace(status.name)
         time.sleep(_POLL_SECONDS)
     _say_why(opened.directory)
 
 
-def _spend_a_life(lives: dict[str, tuple[int, int]], worker: WorkerStatus, ended: int, directory: Path) -> None:
-    """Count a worker's death against its lives, all of which it has again whenever a trial has ended meanwhile.
+def _spend_a_life(lives: dict[str, tuple[int, int]], worker: WorkerStatus, moved: int, directory: Path) -> None:
+    """Count a worker's death against its lives, all of which it has again whenever a trial was taken or has ended.
 
     Raises:
         SweepError: It has none left.
     """
-    before, left = lives.get(worker.name, (ended, _LIVES))
-    left = _LIVES if ended > before else left
+    before, left = lives.get(worker.name, (moved, _LIVES))
+    left = _LIVES if moved > before else left
     if left == 0:
         raise SweepError(
             f"the worker {worker.name} died {_LIVES + 1} times while no trial ended ({worker.reason}): "
             f"read {directory / WORKERS / worker.name}.log, mend it, and run the command again"
         )
-    lives[worker.name] = (ended, left - 1)
+    lives[worker.name] = (moved, left - 1)
 
 
 def _say_why(directory: Path) -> None:

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from calm_lightning.config import RunConfig
 from sweeps.budget.rule import report_of, step_tokens, train_flops
 
+COST_NAMES = (
+    *("steps", "tokens", "parameters", "train_flops", "stage_train_flops", "autoencoder_flops"),
+    *("inference_flops", "memory_gb"),
+)
+"""What constraints may speak of beside keys."""
 _STATE_BYTES = 16
 """Bytes per trained parameter: weight, gradient, two moments, all fp32."""
 _KEPT_PER_LAYER = 14
@@ -51,16 +56,12 @@ class Forecast:
 
     def names(self) -> dict[str, float]:
         """Return what constraints may speak of."""
-        return {
-            "steps": self.steps,
-            "tokens": self.tokens,
-            "parameters": self.parameters,
-            "train_flops": self.train_flops,
-            "stage_train_flops": self.stage_train_flops,
-            "autoencoder_flops": self.autoencoder_flops,
-            "inference_flops": self.inference_flops,
-            "memory_gb": self.memory_bytes / 1e9,
-        }
+        return {name: getattr(self, name) for name in COST_NAMES}
+
+    @property
+    def memory_gb(self) -> float:
+        """Estimated peak of tensors in 10^9 bytes."""
+        return self.memory_bytes / 1e9
 
 
 def forecast(model: RunConfig, autoencoder: RunConfig | None, vocabulary: int) -> Forecast:

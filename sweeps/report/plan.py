@@ -18,10 +18,12 @@ from sweeps.budget.rates import Clock
 from sweeps.config import SweepConfig
 from sweeps.report.tables import quantity, scientific
 from sweeps.space.points import Point, PointMaker, flatten, grid
-from sweeps.trials.planner import fixed_points, seeds_of
-from sweeps.trials.samplers import ADAPTIVE, GRID, draw, mirror, quiet
+from sweeps.trials.planner import draw_point, fixed_points, seeds_of
+from sweeps.trials.samplers import ADAPTIVE, GRID, mirror, quiet
 
 _MOST = 2000
+_FIRST_DRAWS = 10
+"""Draws of an adaptive sampler that are listed: without results they are chance."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +64,13 @@ def list_points(maker: PointMaker) -> list[Point]:
     if not maker.parameters:
         return found
     quiet()
-    seen, points = mirror(sweep.objectives, [], []), sweep.sampler.points or 0
-    for number in range(points if sweep.sampler.name not in ADAPTIVE else min(points, 10)):
-        drawn: list[Point] = []
-
-        def accept(values: dict[str, Any], drawn: list[Point] = drawn) -> bool:
-            drawn.append(maker.make(values))
-            return not drawn[-1].refused and drawn[-1].slug not in known
-
-        if draw(sweep.sampler, seen, maker.parameters, number, maker.active, accept) is None:
+    past, asked = mirror(sweep.objectives, []), sweep.sampler.points or 0
+    for number in range(min(asked, _FIRST_DRAWS) if sweep.sampler.name in ADAPTIVE else asked):
+        drawn = draw_point(maker, past, number, known)
+        if drawn is None:
             break
-        known.add(drawn[-1].slug)
-        found.append(drawn[-1])
+        known.add(drawn[0].slug)
+        found.append(drawn[0])
     return found
 
 

@@ -66,6 +66,7 @@ def evaluate(expression: object, names: Mapping[str, Any], place: str) -> Any:
         ValueError,
         ArithmeticError,
         LookupError,
+        RecursionError,
         AttributeError,
     ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__

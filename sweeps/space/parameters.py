@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from calm_lightning.errors import ConfigError
@@ -80,12 +80,11 @@ class Parameter:
         """Return whether a value lies in the space."""
         if self.kind == CHOICE:
             return any(value == one and type(value) is type(one) for one in self.values)
-        return (
-            isinstance(value, (int, float))
-            and not isinstance(value, bool)
-            and self.low <= value <= self.high
-            and (self.kind == FLOAT or float(value).is_integer())
-        )
+        allowed = (int,) if self.kind == INT else (int, float)
+        if not isinstance(value, allowed) or isinstance(value, bool) or not self.low <= value <= self.high:
+            return False
+        steps = (value - self.low) / (self.step or 1)
+        return self.step is None or abs(steps - round(steps)) < 1e-9
 
     def grid_values(self) -> list[Any]:
         """Return the values that a grid takes.
@@ -96,7 +95,7 @@ class Parameter:
         if self.kind == CHOICE:
             return list(self.values)
         if self.grid is not None:
-            found = [self._at(index / max(1, self.grid - 1)) for index in range(self.grid)]
+            found = [self._along(index / max(1, self.grid - 1)) for index in range(self.grid)]
             return list(dict.fromkeys(found))
         if self.kind == FLOAT and self.step is None:
             raise ConfigError(
@@ -106,7 +105,27 @@ class Parameter:
         step, count = self.step or 1, math.floor((self.high - self.low) / (self.step or 1) + 1e-9)
         return [int(self.low + i * step) if self.kind == INT else self.low + i * step for i in range(count + 1)]
 
-    def _at(self, fraction: float) -> Any:
+    def at(self, fraction: float) -> Any:
+        """Return the value at a place in [0, 1) of the key's range: equal shares for choices and steps."""
+        if self.kind == CHOICE:
+            return self.values[min(int(fraction * len(self.values)), len(self.values) - 1)]
+        if self.kind == INT and not self.log:
+            step = int(self.step or 1)
+            return int(self.low) + step * int(fraction * ((self.high - self.low) // step + 1))
+        return self._along(fraction)
+
+    @property
+    def finite(self) -> bool:
+        """Whether the key has finitely many values."""
+        return self.kind != FLOAT or self.step is not None
+
+    def every_value(self) -> list[Any]:
+        """Return all values of a finite key."""
+        if self.kind == INT and self.log:
+            return list(range(int(self.low), int(self.high) + 1))
+        return replace(self, grid=None).grid_values()
+
+    def _along(self, fraction: float) -> Any:
         """Return the value that lies a fraction of the way from low to high, on its scale and its steps."""
         value = (
             self.low * (self.high / self.low) ** fraction if self.log else self.low + fraction * (self.high - self.low)

@@ -23,7 +23,7 @@ from calm_lightning.config import RunConfig, load_config, merge
 from calm_lightning.config.validation import validate
 from calm_lightning.errors import ConfigError
 from sweeps.budget.fairness import check_alike, common
-from sweeps.budget.forecast import Forecast, forecast
+from sweeps.budget.forecast import COST_NAMES, Forecast, forecast
 from sweeps.budget.rule import apply_budget
 from sweeps.config import SweepConfig
 from sweeps.space.changes import changed
@@ -109,8 +109,13 @@ class PointMaker:
         """
         return self._point({}, BASELINE, BASELINE, BASELINE)
 
-    def make(self, values: Mapping[str, Any]) -> Point:
+    def make(self, values: Mapping[str, Any], refuse: bool = False) -> Point:
         """Return the point of some values of swept keys.
+
+        Args:
+            values: The values.
+            refuse: Whether values that contradict one another make a refused point, as draws of a sampler do, rather
+                than an error.
 
         Raises:
             ConfigError: A configuration contradicts itself; the message names the point.
@@ -119,7 +124,7 @@ class PointMaker:
         named = {self._short[key]: value for key, value in values.items() if key != "stage"}
         head = "baseline" if stage == BASELINE else "CALM"
         label = f"{head} " + ", ".join(f"{name}={_shown(value)}" for name, value in named.items())
-        return self._point(dict(values), str(stage), label.strip(), _slug(str(stage), named))
+        return self._point(dict(values), str(stage), label.strip(), _slug(str(stage), named), refuse)
 
     def seeded(self, values: Mapping[str, Any], seed: int) -> Point:
         """Return the point of one trial: no values mean the plain baseline.
@@ -144,21 +149,31 @@ class PointMaker:
             _put(draft, key, value)
         return bool(evaluate(parameter.when, _names(draft), f"space.{parameter.key}.when"))
 
-    def _point(self, values: dict[str, Any], stage: str, label: str, slug: str) -> Point:
+    def _point(self, values: dict[str, Any], stage: str, label: str, slug: str, refuse: bool = False) -> Point:
         model, below = self._configured(values, stage, label, slug)
-        self._first = self._first or common(model)
-        check_alike(self._first, model, label, {*values, *self._derived})
         point = Point(label, slug, stage, values, model, below)
-        if self.vocabulary is None:
-            return point
+        if refused := self._refused(model, None):  # what breaks a constraint need not be a valid configuration
+            return replace(point, refused=refused)
         try:
-            model, below = apply_budget(self.sweep.budget, model, below, self.vocabulary)
+            for config, one in ((model, stage), (below, AUTOENCODER)):
+                if config is not None:
+                    _validate(config, one, label)
+            self._first = self._first or common(model)
+            check_alike(self._first, model, label, {*values, *self._derived})
+        except ConfigError as error:
+            if refuse:
+                return replace(point, refused=str(error))
+            raise
+        return point if self.vocabulary is None else self._with_budget(point, self.vocabulary)
+
+    def _with_budget(self, point: Point, vocabulary: int) -> Point:
+        """Return a point with the steps that the budget gives it, and what they cost."""
+        try:
+            model, below = apply_budget(self.sweep.budget, point.model, point.autoencoder, vocabulary)
         except ConfigError as error:  # a model that is too dear for the budget is left out, as by a constraint
             return replace(point, refused=str(error))
-        validate(model)
-        costs = forecast(model, below, self.vocabulary)
-        refused = self._refused(model, costs)
-        return replace(point, model=model, autoencoder=below, forecast=costs, refused=refused)
+        costs = forecast(model, below, vocabulary)
+        return replace(point, model=model, autoencoder=below, forecast=costs, refused=self._refused(model, costs))
 
     def _configured(
         self, values: dict[str, Any], stage: str, label: str, slug: str
@@ -222,7 +237,7 @@ class PointMaker:
             for key, value in changes.items():
                 _put(draft, key, value)
             config = _merged(draft, stage, label)
-        return _validated(config, stage, label)
+        return config
 
     def _draft(self, stage: str, rules: tuple[int, ...]) -> dict[str, Any]:
         """Return presets and sections of one stage as a nested dictionary of its own."""
@@ -239,13 +254,19 @@ class PointMaker:
             self._drafts[stage, rules] = draft
         return copy.deepcopy(self._drafts[stage, rules])
 
-    def _refused(self, model: RunConfig, costs: Forecast) -> str:
-        """Return the first constraint that a point breaks, with the numbers."""
-        names = _names(asdict(model)) | costs.names()
-        for number, constraint in enumerate(self.sweep.constraints):
-            if not evaluate(constraint, names, f"constraints[{number}]"):
-                numbers = [f"{name} = {value:.4g}" for name, value in costs.names().items() if name in constraint]
-                return f"{constraint} does not hold" + (f" ({', '.join(numbers)})" if numbers else "")
+    def _refused(self, model: RunConfig, costs: Forecast | None) -> str:
+        """Return the first constraint that a point breaks, with the numbers.
+
+        Without costs, those that speak of costs are passed over.
+        """
+        numbers = costs.names() if costs else {}
+        names = _names(asdict(model)) | numbers
+        for place, constraint in enumerate(self.sweep.constraints):
+            if costs is None and any(name in constraint for name in COST_NAMES):
+                continue
+            if not evaluate(constraint, names, f"constraints[{place}]"):
+                found = [f"{name} = {value:.4g}" for name, value in numbers.items() if name in constraint]
+                return f"{constraint} does not hold" + (f" ({', '.join(found)})" if found else "")
         return ""
 
 
@@ -314,12 +335,13 @@ def _merged(draft: Mapping[str, Any], stage: str, label: str) -> RunConfig:
         raise ConfigError(f"sweep, {stage} of {label}: {error}") from None
 
 
-def _validated(config: RunConfig, stage: str, label: str) -> RunConfig:
+def _validate(config: RunConfig, stage: str, label: str) -> None:
     try:
         validate(config)
     except ConfigError as error:
-        raise ConfigError(f"sweep, {stage} of {label}: {error}") from None
-    return config
+        raise ConfigError(
+            f"sweep, {stage} of {label}: {error}; change it, or leave it out with `constraints`"
+        ) from None
 
 
 def _names(draft: Mapping[str, Any]) -> dict[str, Any]:
@@ -344,8 +366,9 @@ def _shown(value: Any) -> str:
 def _slug(stage: str, named: Mapping[str, Any]) -> str:
     """Return a file name for some values; what it had to shorten is told apart by a hash."""
     words = [f"{name}{_shown(value)}" for name, value in named.items()]
-    text = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([*([BASELINE] if stage == BASELINE else []), *words]))
-    exact = not any(isinstance(value, (float, list, dict)) for value in named.values())
+    said = "-".join([*([BASELINE] if stage == BASELINE else []), *words])
+    text = re.sub(r"[^A-Za-z0-9._-]+", "_", said)
+    exact = text == said and not any(isinstance(value, (float, list, dict)) for value in named.values())
     if exact and len(text) <= _LONGEST_SLUG:
         return text
     return f"{text[:_LONGEST_SLUG]}-{hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:6]}"

@@ -7,7 +7,9 @@ has been planned is read from the record, so a planner may die between any two t
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Sequence
+import json
+import time
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
@@ -15,16 +17,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from calm_lightning.config import identity
 from calm_lightning.errors import ConfigError
 from sweeps.config import SweepConfig
 from sweeps.space.points import Point, PointMaker, flatten, grid
-from sweeps.trials.record import DRAW, KEY, POINT, SLUG, VALUES, Planned, TrialRecord
+from sweeps.trials.record import DRAW, POINT, SEED, SLUG, VALUES, Planned, TrialRecord
 from sweeps.trials.samplers import ADAPTIVE, GRID, draw, mirror
 
 _LOCK = "plan.lock"
+_LOCK_PAUSE = 0.02
 
 
 def seeds_of(sweep: SweepConfig) -> list[int | None]:
@@ -63,11 +67,28 @@ def grid_points(maker: PointMaker) -> list[Point]:
 
 
 @contextmanager
-def planning(directory: Path) -> Iterator[None]:
-    """Hold a sweep's planning lock, waiting for it; it ends with its process, however that ends."""
+def planning(directory: Path, stopping: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+    """Hold a sweep's planning lock, waiting for it; it ends with its process, however that ends.
+
+    Args:
+        directory: The sweep's directory.
+        stopping: Ends the waiting.
+
+    Yields:
+        Whether the lock is held: not if the waiting was ended.
+    """
     with (directory / _LOCK).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if stopping():
+                    yield False
+                    return
+                time.sleep(_LOCK_PAUSE)
+            else:
+                yield True
+                return
 
 
 class Planner:
@@ -103,34 +124,42 @@ class Planner:
         Returns:
             How many were added. 0 means that all are planned, or that a batch waits for results.
         """
-        trials = self.record.trials()
-        waiting, added = sum(trial.state == TrialState.WAITING for trial in trials), 0
+        added = 0
         limit = 1 if self.sweep.sampler.name in ADAPTIVE and self.sweep.sampler.batch is None else room
-        while waiting + added < limit:
-            found = self._next(self.record.trials() if added else trials)
-            if found is None:
-                break
+        while True:
+            trials = self.record.trials()
+            if sum(trial.state == TrialState.WAITING for trial in trials) >= limit:
+                return added
+            found = self._next(trials)
+            if not found:
+                return added
             for planned in found:
                 self.record.add(planned)
             added += len(found)
-        return added
 
-    def _next(self, trials: Sequence[FrozenTrial]) -> list[Planned] | None:
+    def _next(self, trials: Sequence[FrozenTrial]) -> list[Planned]:
         """Return the trials of the next point: one that lacks a seed, or the first that is not there yet."""
         by_point = self._by_point(trials)
         for number, mine in by_point.items():
-            if len(mine) < len(seeds_of(self.sweep)):
-                known = {trial.user_attrs[KEY] for trial in mine}
-                first = self.record.first_of(number)
+            lacking = self._lacking(mine)
+            if lacking:
+                first = next(trial for trial in trials if trial.user_attrs[POINT] == number)
                 point = self.maker.make(values) if (values := first.user_attrs[VALUES]) else self.maker.baseline()
-                return self._trials(point, number, known, first.user_attrs[DRAW])
+                return self._trials(point, number, lacking, first.user_attrs[DRAW])
         for number, point in enumerate(self.fixed):
             if number not in by_point and not point.refused:
-                return self._trials(point, number, set(), {})
+                return self._trials(point, number, seeds_of(self.sweep), {})
         following = max(len(self.fixed), *(number + 1 for number in by_point)) if by_point else len(self.fixed)
         if self.sweep.sampler.name == GRID:
             return self._next_of_grid(following)
         return self._next_draw(following, trials)
+
+    def _lacking(self, trials: Sequence[FrozenTrial]) -> list[int | None]:
+        """Return the seeds that a point has no trial of."""
+        if not self.sweep.seeds:
+            return [] if trials else [None]
+        there = {trial.user_attrs[SEED] for trial in trials}
+        return [seed for seed in self.sweep.seeds if seed not in there]
 
     def _by_point(self, trials: Sequence[FrozenTrial]) -> dict[int, list[FrozenTrial]]:
         """Return the trials that count by number of their point: what is tried again does not."""
@@ -140,42 +169,40 @@ class Planner:
                 found[int(trial.user_attrs[POINT])].append(trial)
         return dict(sorted(found.items()))
 
-    def _next_of_grid(self, number: int) -> list[Planned] | None:
+    def _next_of_grid(self, number: int) -> list[Planned]:
         enqueued = {point.slug for point in self.fixed}
         for index in range(number - len(self.fixed), len(self._grid)):
             point = self.maker.make(self._grid[index])
             if not point.refused and point.slug not in enqueued:
-                return self._trials(point, index + len(self.fixed), set(), {})
-        return None
+                return self._trials(point, index + len(self.fixed), seeds_of(self.sweep), {})
+        return []
 
-    def _next_draw(self, number: int, trials: Sequence[FrozenTrial]) -> list[Planned] | None:
+    def _next_draw(self, number: int, trials: Sequence[FrozenTrial]) -> list[Planned]:
         sampler, index = self.sweep.sampler, number - len(self.fixed)
         if not self.maker.parameters or (sampler.points is not None and index >= sampler.points):
-            return None
-        adaptive = sampler.name in ADAPTIVE
-        if adaptive and sampler.batch is not None:
+            return []
+        if self.record.exhausted == number:
+            return []
+        slugs = {trial.user_attrs[SLUG] for trial in trials}
+        if sampler.name in ADAPTIVE and sampler.batch is not None:
             first = len(self.fixed) + index // sampler.batch * sampler.batch
             trials = [trial for trial in trials if int(trial.user_attrs[POINT]) < first]
             if not all(trial.state.is_finished() for trial in trials):
-                return None
-        seen = mirror(self.sweep.objectives, *self._past(trials, adaptive))
-        slugs = {trial.user_attrs[SLUG] for trial in self.record.trials()}
-        made: list[Point] = []
-
-        def accept(values: dict[str, Any]) -> bool:
-            made.append(self.maker.make(values))
-            return not made[-1].refused and made[-1].slug not in slugs
-
-        found = draw(sampler, seen, self.maker.parameters, index, self.maker.active, accept)
+                return []
+        # The others look at no result, and need not know what is there.
+        past = mirror(self.sweep.objectives, self._past(trials) if sampler.name in ADAPTIVE else [])
+        found = draw_point(self.maker, past, index, slugs)
         if found is None:
-            return None
-        return self._trials(made[-1], number, set(), found[2])
+            self.record.exhaust(number)
+            return []
+        point, notes = found
+        return self._trials(point, number, seeds_of(self.sweep), notes)
 
-    def _trials(self, point: Point, number: int, known: set[str], note: dict[str, Any]) -> list[Planned]:
-        """Return the trials of a point whose keys are not known, one for every seed."""
+    def _trials(self, point: Point, number: int, seeds: Sequence[int | None], notes: dict[str, Any]) -> list[Planned]:
+        """Return the trials of a point, one for every seed."""
         swept = {parameter.key: parameter for parameter in self.maker.parameters}
         made = []
-        for asked in seeds_of(self.sweep):
+        for asked in seeds:
             seed = point.model.seed if asked is None else asked
             seeded = point.seeded(seed, self.sweep.autoencoder_seed) if self.maker.varies_seeds else point
             made.append(
@@ -191,41 +218,68 @@ class Planner:
                     distributions={key: swept[key].distribution() for key in point.values},
                     autoencoder=identity(seeded.autoencoder)[:16] if seeded.autoencoder else "",
                     train_flops=point.forecast.train_flops if point.forecast else 0.0,
-                    draw=note,
+                    draw=notes,
                 )
             )
-        return [planned for planned in made if planned.key not in known]
+        return made
 
-    def _past(self, trials: Sequence[FrozenTrial], adaptive: bool) -> tuple[list[FrozenTrial], list[dict[str, Any]]]:
+    def _past(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Return the points so far as the sampler sees them: one trial each, values averaged over seeds."""
-        past, notes = [], []
+        past = []
         for mine in self._by_point(trials).values():
-            if not mine or not mine[0].params:
-                continue
-            note = dict(mine[0].user_attrs.get(DRAW) or {})
-            notes.append(note)
-            if adaptive:  # the others look at no result, and need not know what is there
-                past.append(_seen(mine, len(seeds_of(self.sweep)), note))
-        return past, notes
+            asked = [trial for trial in mine if not self.sweep.seeds or trial.user_attrs[SEED] in self.sweep.seeds]
+            if asked and asked[0].params:
+                past.append(_seen(asked, len(seeds_of(self.sweep)), asked[0].user_attrs.get(DRAW) or {}))
+        return past
 
 
-def _seen(trials: Sequence[FrozenTrial], seeds: int, note: dict[str, Any]) -> FrozenTrial:
-    """Return the trials of one point as one trial: running until all seeds have ended, then their mean."""
-    first = trials[0]
+def draw_point(
+    maker: PointMaker, past: optuna.Study, index: int, known: Container[str]
+) -> tuple[Point, dict[str, Any]] | None:
+    """Draw a point that may be trained and is not known.
+
+    Args:
+        maker: Makes the points of the sweep.
+        past: A `mirror` of the points so far.
+        index: Number of the draw.
+        known: Slugs of points that are there.
+
+    Returns:
+        The point and what the sampler noted with it; None where nothing is left.
+    """
+    made: dict[str, Point] = {}
+
+    def accept(values: dict[str, Any]) -> bool:
+        point = maker.make(values, refuse=True)
+        made[json.dumps(values, sort_keys=True)] = point
+        return not point.refused and point.slug not in known
+
+    found = draw(maker.sweep.sampler, past, maker.parameters, index, maker.active, accept)
+    return None if found is None else (made[json.dumps(found.values, sort_keys=True)], found.notes)
+
+
+def _seen(trials: Sequence[FrozenTrial], seeds: int, notes: dict[str, Any]) -> FrozenTrial:
+    """Return the trials of one point as one trial: running until all seeds have ended, then their mean.
+
+    A point of which a seed failed has failed. Where some seeds were stopped early, only the complete ones count: a mean
+    over different costs would be a point that nobody had.
+    """
     common: dict[str, Any] = {
-        "params": first.params,
-        "distributions": first.distributions,
-        "system_attrs": note.get("trial", {}),
+        "params": trials[0].params,
+        "distributions": trials[0].distributions,
+        "system_attrs": notes,
     }
     if len(trials) < seeds or not all(trial.state.is_finished() for trial in trials):
         return create_trial(state=TrialState.RUNNING, **common)
-    scored = [trial.values for trial in trials if trial.values]
-    if not scored:
+    if any(trial.state == TrialState.FAIL for trial in trials):
         return create_trial(state=TrialState.FAIL, **common)
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    scored = [trial.values for trial in complete or trials]
     means = [fmean(column) for column in zip(*scored, strict=True)]
-    if len(means) == 1 and any(trial.state == TrialState.PRUNED for trial in trials):
-        steps = next(trial for trial in trials if trial.state == TrialState.PRUNED).intermediate_values
-        return create_trial(state=TrialState.PRUNED, values=means, intermediate_values=steps, **common)
+    if not complete and len(means) == 1:
+        return create_trial(
+            state=TrialState.PRUNED, values=means, intermediate_values=trials[0].intermediate_values, **common
+        )
     return create_trial(state=TrialState.COMPLETE, values=means, **common)
 
 
@@ -256,4 +310,4 @@ def fixed_points(maker: PointMaker) -> list[Point]:
     made = [maker.baseline()] if maker.sweep.include_baseline else []
     for number, entry in enumerate(maker.sweep.enqueue):
         made.append(maker.make(_enqueued(maker, dict(flatten(entry)), f"enqueue[{number}]")))
-    return made
+    return list({point.slug: point for point in made}.values())  # one that is named twice is trained once

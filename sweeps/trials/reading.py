@@ -84,7 +84,6 @@ def read_sweep(directory: Path) -> SweepRecord:
         for trial in trials
         if trial.state == TrialState.FAIL and not record.superseded(trial)
     ]
-    begun = len(trials) - sum(record.superseded(trial) for trial in trials)
     return SweepRecord(
         directory=directory,
         study=session.study,
@@ -92,5 +91,5 @@ def read_sweep(directory: Path) -> SweepRecord:
         storage=shown(storage_address(session.storage, directory)),
         series=tuple(found),
         failures=tuple(failures),
-        unfinished=max(session.planned, begun) - len(found) - len(failures),
+        unfinished=record.expected(session.planned) - len(found) - len(failures),
     )

@@ -28,7 +28,7 @@ KEY, POINT, SLUG, LABEL, SEED, VALUES, STAGE = "key", "point", "slug", "label", 
 AUTOENCODER, FORECAST, DRAW = "autoencoder", "train_flops", "sampler"
 WORKER, DEATHS, SERIES, REASON, CACHE = "worker", "deaths", "series", "reason", "cache"
 """Names of user attributes; optuna-dashboard shows them."""
-_RETRIED = "retried"
+_RETRIED, _EXHAUSTED = "retried", "exhausted"
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class TrialRecord:
     def __init__(self, storage: BaseStorage, study_id: int, name: str) -> None:
         self.storage, self.study_id, self.name = storage, study_id, name
         self._retried: frozenset[int] = frozenset()
+        self.exhausted: int | None = None
         self.refresh()
 
     @classmethod
@@ -123,7 +124,7 @@ class TrialRecord:
         return patiently(lambda: self.storage.get_trial(trial._trial_id))
 
     def add(self, planned: Planned) -> None:
-        """Add a trial, unless its key is there. Only the holder of the planning lock may call this."""
+        """Add a trial whose key is not there. Only the holder of the planning lock may call this."""
         attributes = {
             KEY: planned.key,
             POINT: planned.point,
@@ -143,10 +144,16 @@ class TrialRecord:
             user_attrs=attributes,
         )
 
+        tried = False
+
         def add() -> None:
-            there = self.storage.get_all_trials(self.study_id, deepcopy=False)
-            if planned.key not in {one.user_attrs[KEY] for one in there if not self.superseded(one)}:
-                self.storage.create_new_trial(self.study_id, template)
+            nonlocal tried
+            again, tried = tried, True
+            if again:  # it may have been added, and the answer lost
+                there = self.storage.get_all_trials(self.study_id, deepcopy=False)
+                if planned.key in {one.user_attrs[KEY] for one in there if not self.superseded(one)}:
+                    return
+            self.storage.create_new_trial(self.study_id, template)
 
         patiently(add)
 
@@ -165,14 +172,29 @@ class TrialRecord:
         self._retried = frozenset(failed)
         return len(failed)
 
+    def exhaust(self, point: int) -> None:
+        """Note that the space holds no point of this number: nothing is left that may be trained."""
+        patiently(lambda: self.storage.set_study_user_attr(self.study_id, _EXHAUSTED, point))
+        self.exhausted = point
+
+    def expected(self, planned: int) -> int:
+        """Return how many trials there will be, as far as that is known.
+
+        Args:
+            planned: How many were meant to be when the sweep was started; 0 where there is no end.
+        """
+        there = sum(not self.superseded(trial) for trial in self.trials())
+        return there if self.exhausted is not None else max(planned, there)
+
     def superseded(self, trial: FrozenTrial) -> bool:
         """Return whether a trial failed and is tried again as another one."""
         return trial.number in self._retried
 
     def refresh(self) -> None:
-        """Read again which failed trials are tried again."""
+        """Read again which failed trials are tried again, and whether the space is exhausted."""
         attributes = patiently(lambda: self.storage.get_study_user_attrs(self.study_id))
         self._retried = frozenset(attributes.get(_RETRIED, ()))
+        self.exhausted = attributes.get(_EXHAUSTED)
 
     def begin(self, trial: FrozenTrial, worker: str) -> int:
         """Note that a worker, which holds the trial's lease, has taken it.

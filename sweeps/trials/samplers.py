@@ -4,11 +4,14 @@ Each draw is made in a small study in memory that holds the points so far, and w
 number. So a draw depends on what is known and on its number only, not on which process makes it, and a sweep may be
 killed between any two draws. What a sampler notes with a trial (its generation, its optimiser's state) is kept with
 the trial and given back to it. Nothing but finished means over seeds is shown to it: a sampler sees points, not trials.
+Sobol's sequence is SciPy's: Optuna's knows neither choices nor conditional keys.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,32 +23,32 @@ from optuna.samplers import (
     CmaEsSampler,
     GPSampler,
     NSGAIISampler,
-    QMCSampler,
     RandomSampler,
     TPESampler,
 )
 from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from calm_lightning.errors import ConfigError
 from sweeps.config import BRIER_LM, SamplerConfig
 from sweeps.space.parameters import Parameter
 
-GRID = "grid"
+GRID, QMC = "grid", "qmc"
 _SAMPLERS: dict[str, type[BaseSampler]] = {
     "random": RandomSampler,
-    "qmc": QMCSampler,
     "tpe": TPESampler,
     "nsga2": NSGAIISampler,
     "gp": GPSampler,
     "cmaes": CmaEsSampler,
 }
-SAMPLERS = (GRID, *_SAMPLERS)
+SAMPLERS = (GRID, QMC, *_SAMPLERS)
 ADAPTIVE = ("tpe", "nsga2", "gp", "cmaes")
 """Samplers whose draws depend on results."""
+_OWN_TRIES = 10
+"""Proposals of a sampler that are rejected before chance takes over: a sampler that repeats itself would go on so."""
 _TRIES = 200
-_QMC = "qmc:"
+_MOST_ENUMERATED = 20_000
 
 
 def quiet() -> None:
@@ -65,9 +68,7 @@ def make_sampler(config: SamplerConfig, number: int) -> BaseSampler:
     """
     mixed = hashlib.sha256(f"{config.seed}:{number}".encode()).digest()
     options: dict[str, Any] = {"seed": int.from_bytes(mixed[:4], "big")}
-    if config.name == "qmc":  # one sequence, of which every draw takes the next element
-        options = {"seed": config.seed, "scramble": True, "warn_asynchronous_seeding": False}
-    if config.name in ("qmc", "cmaes"):
+    if config.name == "cmaes":
         options["warn_independent_sampling"] = False
         options["independent_sampler"] = RandomSampler(seed=int.from_bytes(mixed[4:8], "big"))
     try:
@@ -78,84 +79,138 @@ def make_sampler(config: SamplerConfig, number: int) -> BaseSampler:
         raise ConfigError(f"sampler.options={config.options} do not suit {config.name}: {error}") from None
 
 
-@dataclass(frozen=True)
-class Mirror:
-    """A study in memory that holds the points so far.
-
-    Attributes:
-        study: The study.
-        storage: Where it is kept.
-    """
-
-    study: optuna.Study
-    storage: InMemoryStorage
-
-
-def mirror(objectives: Sequence[str], past: Sequence[FrozenTrial], notes: Sequence[Mapping[str, Any]]) -> Mirror:
+def mirror(objectives: Sequence[str], past: Sequence[FrozenTrial]) -> optuna.Study:
     """Return a study in memory that holds the points so far.
 
     Args:
         objectives: Names of the objectives.
         past: The points as trials, in the order of their draws.
-        notes: What the sampler noted with each of them.
     """
     directions = [StudyDirection.MAXIMIZE if one == BRIER_LM else StudyDirection.MINIMIZE for one in objectives]
-    storage = InMemoryStorage()
-    study = optuna.create_study(directions=directions, storage=storage)
+    study = optuna.create_study(directions=directions, storage=InMemoryStorage())
     study.add_trials(past)
-    for note in notes:
-        for name, value in note.get("study", {}).items():
-            storage.set_study_system_attr(study._study_id, name, value)
-    return Mirror(study, storage)
+    return study
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One point drawn.
+
+    Attributes:
+        values: Swept keys and their values.
+        notes: What the sampler noted with it, and needs to read again.
+    """
+
+    values: dict[str, Any]
+    notes: dict[str, Any]
 
 
 def draw(
     config: SamplerConfig,
-    seen: Mirror,
+    past: optuna.Study,
     parameters: Sequence[Parameter],
     number: int,
     active: Callable[[Parameter, Mapping[str, Any]], bool],
     accept: Callable[[dict[str, Any]], bool],
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]] | None:
+) -> Draw | None:
     """Draw one point.
 
     Args:
         config: The sampler.
-        seen: The points so far; rejected draws are added to them.
+        past: A `mirror` of the points so far; rejected draws are added to it.
         parameters: The swept keys.
         number: Number of the draw.
         active: Whether a key is swept where those above it have some values.
         accept: Whether a point may be trained: it breaks no constraint, and is not there yet.
 
     Returns:
-        Values, the same as Optuna stores them, and what the sampler noted; None where no acceptable point was found in
-        `_TRIES` draws: the space is exhausted, or its constraints leave next to nothing.
+        The draw; None where no acceptable point is left, or none was found in `_TRIES` draws of an endless space.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        for attempt in range(_TRIES):
-            seen.study.sampler = make_sampler(config, number * _TRIES + attempt)
-            trial = seen.study.ask()
-            values = _values(trial, parameters, active)
-            if accept(values):
-                return values, dict(trial.params), _notes(seen, trial)
-            seen.study.tell(trial, state=TrialState.FAIL)
+    if config.name == QMC:
+        values = _sobol(config.seed, parameters, number, active)
+        if accept(values):
+            return Draw(values, {})
+    else:
+        for attempt in range(_OWN_TRIES):
+            found = _propose(config, past, parameters, number * _TRIES + attempt, active, accept)
+            if found is not None:
+                return found
+    chance = random.Random(f"{config.seed}:{number}")
+    left = _left(parameters, active, accept)
+    if left is not None:
+        return Draw(chance.choice(left), {}) if left else None
+    for _ in range(_TRIES):
+        values = _chosen(parameters, active, lambda parameter: parameter.at(chance.random()))
+        if accept(values):
+            return Draw(values, {})
     return None
 
 
-def _values(
-    trial: Trial, parameters: Sequence[Parameter], active: Callable[[Parameter, Mapping[str, Any]], bool]
+def _propose(
+    config: SamplerConfig,
+    past: optuna.Study,
+    parameters: Sequence[Parameter],
+    number: int,
+    active: Callable[[Parameter, Mapping[str, Any]], bool],
+    accept: Callable[[dict[str, Any]], bool],
+) -> Draw | None:
+    """Return what Optuna's sampler proposes, None where that is not acceptable."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        past.sampler = make_sampler(config, number)
+        trial = past.ask()
+        values = _chosen(parameters, active, lambda parameter: parameter.suggest(trial))
+    if accept(values):
+        return Draw(values, dict(past.get_trials(deepcopy=False)[trial.number].system_attrs))
+    past.tell(trial, state=TrialState.FAIL)
+    return None
+
+
+def _chosen(
+    parameters: Sequence[Parameter],
+    active: Callable[[Parameter, Mapping[str, Any]], bool],
+    choose: Callable[[Parameter], Any],
 ) -> dict[str, Any]:
+    """Return a value of every key that is swept where those above it have theirs."""
     values: dict[str, Any] = {}
     for parameter in parameters:
         if active(parameter, values):
-            values[parameter.key] = parameter.suggest(trial)
+            values[parameter.key] = choose(parameter)
     return values
 
 
-def _notes(seen: Mirror, trial: Trial) -> dict[str, Any]:
-    """Return what the sampler has to find again: its notes on the trial, and a sequence's position."""
-    notes = seen.storage.get_study_system_attrs(seen.study._study_id)
-    place = {name: value for name, value in notes.items() if name.startswith(_QMC)}
-    found = {"trial": dict(seen.storage.get_trial(trial._trial_id).system_attrs), "study": place}
-    return {name: value for name, value in found.items() if value}
+def _sobol(
+    seed: int,
+    parameters: Sequence[Parameter],
+    number: int,
+    active: Callable[[Parameter, Mapping[str, Any]], bool],
+) -> dict[str, Any]:
+    """Return one element of a scrambled Sobol sequence over all keys; those that are not swept there are passed over.
+
+    Source: Owen, "Scrambling Sobol' and Niederreiter-Xing points", 1998, as SciPy has it.
+    """
+    from scipy.stats import qmc
+
+    sequence = qmc.Sobol(len(parameters), scramble=True, rng=seed)
+    if number:  # SciPy cannot pass over nothing
+        sequence.fast_forward(number)
+    place = dict(zip((parameter.key for parameter in parameters), sequence.random(1)[0], strict=True))
+    return _chosen(parameters, active, lambda parameter: parameter.at(float(place[parameter.key])))
+
+
+def _left(
+    parameters: Sequence[Parameter],
+    active: Callable[[Parameter, Mapping[str, Any]], bool],
+    accept: Callable[[dict[str, Any]], bool],
+) -> list[dict[str, Any]] | None:
+    """Return all acceptable points of a small finite space, None of a large or an endless one."""
+    size = math.prod(len(one.every_value()) for one in parameters if one.finite)
+    if not all(one.finite for one in parameters) or size > _MOST_ENUMERATED:
+        return None
+    found: list[dict[str, Any]] = [{}]
+    for one in parameters:
+        longer = []
+        for values in found:
+            longer += [{**values, one.key: value} for value in one.every_value()] if active(one, values) else [values]
+        found = longer
+    return [values for values in found if accept(values)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TypeVar
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
@@ -25,9 +26,16 @@ from calm_lightning.errors import SweepError
 _LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 DATABASE, JOURNAL = "study.db", "study.journal"
-PATIENCE_SECONDS = 900.0
+PATIENCE_SECONDS, OPENING_SECONDS = 900.0, 30.0
+"""Seconds after which a storage that was there, and one that is opened, counts as gone."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 _SQLITE_BUSY_SECONDS = 60
+_LONGEST_LINE = 2**22
+_LASTING = (
+    *("no such table", "unable to open database", "readonly", "does not exist", "authentication", "pg_hba"),
+    *("could not translate", "name or service"),
+)
+"""What time does not cure."""
 
 
 class StorageAwayError(SweepError):
@@ -49,8 +57,12 @@ def storage_address(storage: str, directory: Path) -> str:
 
 
 def shown(address: str) -> str:
-    """Return an address for readers, without its password."""
-    return address if address.startswith("journal:") else make_url(address).render_as_string(hide_password=True)
+    """Return an address for readers, without its password, wherever in it that is."""
+    if address.startswith("journal:"):
+        return address
+    url = make_url(address)
+    query = {key: "***" if "pass" in key.lower() else value for key, value in url.query.items()}
+    return url.set(query=query).render_as_string(hide_password=True)
 
 
 def without_password(storage: str) -> str:
@@ -70,7 +82,7 @@ def open_storage(address: str) -> BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         if address.startswith("journal:"):
-            return JournalStorage(JournalFileBackend(address.removeprefix("journal:")))
+            return _open_journal(Path(address.removeprefix("journal:")))
         url = make_url(address)
         if url.drivername in ("postgresql", "postgres"):
             _require_driver()
@@ -80,7 +92,8 @@ def open_storage(address: str) -> BaseStorage:
         engine = {"pool_pre_ping": True}
         if url.drivername.startswith("sqlite"):
             engine = {"connect_args": {"timeout": _SQLITE_BUSY_SECONDS}}  # type: ignore[dict-item]
-        database = patiently(lambda: RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine))
+        complete = url.render_as_string(hide_password=False)
+        database = patiently(lambda: RDBStorage(complete, engine_kwargs=engine), OPENING_SECONDS)
         return get_storage(database)  # behind Optuna's cache: what has ended is read once
     except SweepError:
         raise
@@ -89,6 +102,23 @@ def open_storage(address: str) -> BaseStorage:
         raise SweepError(
             f"the study's storage {place} cannot be opened ({_sentence(error)}): check `storage`, or mend or delete it"
         ) from None
+
+
+def _open_journal(path: Path) -> JournalStorage:
+    """Open a journal, its torn last line, left by a full disk or a power cut, cut off."""
+    if path.is_file():
+        lock = JournalFileSymlinkLock(str(path))
+        lock.acquire()
+        try:
+            with path.open("rb+") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - _LONGEST_LINE))
+                tail = file.read()
+                if tail and not tail.endswith(b"\n"):
+                    file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)
+        finally:
+            lock.release()
+    return JournalStorage(JournalFileBackend(str(path)))
 
 
 def _require_driver() -> None:
@@ -111,7 +141,7 @@ def patiently(action: Callable[[], _Result], patience: float = PATIENCE_SECONDS)
         try:
             return action()
         except (StorageInternalError, DBAPIError) as error:
-            if not _is_away(error):
+            if not is_away(error):
                 raise
             if time.monotonic() - begun > patience:
                 raise StorageAwayError(
@@ -125,14 +155,13 @@ def patiently(action: Callable[[], _Result], patience: float = PATIENCE_SECONDS)
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _is_away(error: BaseException) -> bool:
+def is_away(error: BaseException) -> bool:
     """Return whether an error is one of a connection, a lock or a starting server, which time may cure."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, DBAPIError) and type(cause).__name__ in ("OperationalError", "InterfaceError"):
             text = str(cause.orig).lower()
-            lasting = ("no such table", "unable to open database", "readonly", "does not exist", "authentication")
-            return not any(words in text for words in lasting)
+            return not any(words in text for words in _LASTING)
         cause = cause.__cause__ or cause.__context__
     return False
 

@@ -61,6 +61,7 @@ class Observer:
         self._directory, self._sweep, self._session, self._record = directory, sweep, session, record
         self._leases = leases
         self.series: dict[int, Series] = {}
+        self._drawn: tuple[int, tuple[tuple[FrontPoint, ...], float]] = (0, ((), 0.0))
 
     def look(self, statuses: Sequence[WorkerStatus] = ()) -> Snapshot:
         """Return the sweep as it is now.
@@ -74,15 +75,18 @@ class Observer:
             if trial.number not in self.series and (found := series_of(trial)) is not None:
                 self.series[trial.number] = found
         said = read_progress(self._directory)
-        holders = self._leases.holders()
+        names = (_lease(one) for one in said if one.trial is not None)
+        holders = {name: holder for name in names if (holder := self._leases.holder(name)) is not None}
         held = {one.trial: one for one in said if one.trial is not None and _holds(one, holders)}
-        points, volume = front_of(self.series.values())
+        if len(self.series) != self._drawn[0]:
+            self._drawn = (len(self.series), front_of(self.series.values()))
+        points, volume = self._drawn[1]
         return Snapshot(
             study=self._session.study,
             title=self._sweep.title or self._sweep.name,
             directory=str(self._directory),
             taken=time.time(),
-            planned=max(self._session.planned, len(trials)),
+            planned=self._record.expected(self._session.planned),
             trials=tuple(self._view(trial, held.get(trial.number)) for trial in trials),
             workers=tuple(_workers(said, statuses, holders)),
             front=points,
@@ -151,8 +155,13 @@ def _reused(trial: FrozenTrial) -> float:
     return 0.0 if note.get("trained", True) else float(note.get("train_flops", 0.0))
 
 
+def _lease(progress: Progress) -> str:
+    """Return the lease of the trial that a worker says it has."""
+    return f"trial-{progress.trial:06d}"
+
+
 def _holds(progress: Progress, holders: dict[str, Holder]) -> bool:
-    holder = holders.get(f"trial-{progress.trial:06d}")
+    holder = holders.get(_lease(progress))
     return holder is not None and holder.owner == progress.name
 
 
@@ -180,7 +189,7 @@ def _workers(
     known = {status.name: status for status in statuses}
     for one in said:
         status = known.pop(one.name, None)
-        holder = holders.get(f"trial-{one.trial:06d}") if one.trial is not None else None
+        holder = holders.get(_lease(one)) if one.trial is not None else None
         dead = (status is not None and status.state == DIED) or (holder is not None and not holder.alive)
         yield WorkerView(
             name=one.name,

@@ -19,7 +19,7 @@ from sweeps.cache.stage_cache import CacheUse, StageCache
 from sweeps.front.series import SETTINGS, Series
 from sweeps.space.points import AUTOENCODER, Point
 
-_BUSY_PAUSE = 0.5
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0
 
 
 class Outcome(Protocol):
@@ -187,13 +187,15 @@ class Objective:
             "calm.point": point.label,
             "calm.slug": point.slug,
         }
+        pause = _FIRST_PAUSE
         while True:
             try:
                 return self._execute(config, parent_run_id=self._parent, tags=tags, progress=False, watch=watch)
             except BusyError:
                 if watch.interrupted():
                     raise RunStopped("interrupted") from None
-                time.sleep(_BUSY_PAUSE)
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 class TrialWatch(Watch, Protocol):

@@ -6,9 +6,11 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from calm_lightning.errors import SweepError
 from sweeps import artifacts
 from sweeps.directory import WORKERS
 
@@ -39,7 +41,7 @@ class Progress:
 
 
 def tell(directory: Path, name: str, doing: str, trial: int | None = None, **more: object) -> None:
-    """Write a worker's progress.
+    """Write a worker's progress; it is only for show, so a disk that takes no more is none of its business.
 
     Args:
         directory: The sweep's directory.
@@ -50,7 +52,8 @@ def tell(directory: Path, name: str, doing: str, trial: int | None = None, **mor
     """
     place = f"{socket.gethostname()}:{os.getpid()}"
     values = {"name": name, "place": place, "trial": trial, "doing": doing, "since": time.time(), **more}
-    artifacts.write_text(directory / WORKERS / f"{name}.json", json.dumps(values))
+    with suppress(SweepError):
+        artifacts.write_text(directory / WORKERS / f"{name}.json", json.dumps(values))
 
 
 def read_progress(directory: Path) -> list[Progress]:

@@ -23,6 +23,7 @@ from sweeps.pruning.rule import Decision, decide
 from sweeps.pruning.single import make_pruner, share
 from sweeps.space.points import AUTOENCODER, Point
 from sweeps.trials.record import CACHE, TrialRecord, series_of
+from sweeps.trials.storage import patiently
 from sweeps.work.progress import tell
 
 if TYPE_CHECKING:
@@ -117,6 +118,8 @@ class Watcher:
             max_steps=steps,
             before_flops=self._before,
         )
+        if config.stage == self._point.stage and (points := self._post.read_points(run_dir)):
+            self.evaluated(points[-1].step)  # a worker that died may not have come to asking
 
     def has_autoencoder(self, use: CacheUse) -> None:
         """Note the trial's autoencoder, and whether it found it: a trial that resumes finds its own."""
@@ -161,8 +164,10 @@ class Watcher:
     def _ask_optuna(self, point: ScorePoint, final_flops: float) -> Decision:
         """Return what Optuna's pruner says of an evaluation."""
         record, settings = self._post.record, self._post.sweep.pruning
-        step = share(point.train_flops, final_flops)
+        # Of the language model's own budget: a costly autoencoder must not make the first evaluation a late one.
+        step = share(point.stage_train_flops, final_flops - self._before)
         record.report(self._trial, step, point.brier_lm)
-        stop = make_pruner(settings).prune(record.study(), record.trial(self._trial))
+        pruner = make_pruner(settings)
+        stop = patiently(lambda: pruner.prune(record.study(), record.trial(self._trial)))
         reason = f"{settings.rule}: BrierLM {point.brier_lm:.3g} after {step} % of the budget is not among the best"
         return Decision(stop, reason, {"percent_of_budget": float(step), "brier_lm": point.brier_lm})

@@ -33,7 +33,7 @@ from sweeps.space.points import Point, PointMaker
 from sweeps.trials.leases import Lease, Leases
 from sweeps.trials.planner import Planner, planning
 from sweeps.trials.record import AUTOENCODER, CACHE, REASON, SEED, VALUES, WORKER, TrialRecord, open_record
-from sweeps.trials.storage import StorageAwayError
+from sweeps.trials.storage import StorageAwayError, is_away
 from sweeps.work.failures import keep_traceback, of_the_machine, reason
 from sweeps.work.objective import Execute, Objective, Place
 from sweeps.work.progress import tell
@@ -152,13 +152,9 @@ class Worker:
 
     def _hopeless(self, trials: Sequence[FrozenTrial]) -> bool:
         """Return whether the last so many trials since the sweep was started have all failed; then all stop."""
-        limit = self.sweep.stop_after_failures
-        done = [
-            trial
-            for trial in trials
-            if trial.datetime_complete is not None and trial.datetime_complete.timestamp() > self.session.begun
-        ]
-        last = sorted(done, key=lambda trial: trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0)
+        limit, before = self.sweep.stop_after_failures, set(self.session.ended)
+        done = [trial for trial in trials if trial.state.is_finished() and trial.number not in before]
+        last = sorted(done, key=lambda trial: (str(trial.datetime_complete), trial.number))
         failed = [trial.state == TrialState.FAIL for trial in last[-limit:]]
         if not limit or len(failed) < limit or not all(failed):
             return False
@@ -170,7 +166,9 @@ class Worker:
 
     def _plan(self) -> bool:
         """Add trials to the record, and return whether there were any to add."""
-        with planning(self.directory):
+        with planning(self.directory, self._leaving) as held:
+            if not held:
+                return False
             self._record.refresh()
             return self._planner.plan(room=2 * max(1, self.sweep.launch.workers)) > 0
 
@@ -196,7 +194,6 @@ class Worker:
     def _run(self, trial: FrozenTrial, lease: Lease) -> int | None:
         """Train one trial and record what became of it; return an exit status if the worker has to leave."""
         deaths = self._record.begin(trial, self.name)
-        tell(self.directory, self.name, "starting", trial.number)
         if deaths > self.sweep.retries:
             last = trial.user_attrs.get(WORKER, "")
             self._record.fail(trial, f"its worker died {deaths} times, {last} last: perhaps for want of memory")
@@ -206,6 +203,7 @@ class Worker:
         watcher = Watcher(self._post, trial, point, lambda: self._leaving() or lease.lost.is_set())
         status: int | None = None
         try:
+            tell(self.directory, self.name, "starting", trial.number)
             series = self._objective(point, trial.number, watcher)
             if lease.confirm():
                 self._record.complete(trial, series, self._values(series))
@@ -217,8 +215,11 @@ class Worker:
         except StorageAwayError:
             raise
         except Exception as error:
+            if is_away(error):  # a storage that dies is waited for elsewhere; what got here is no fault of the trial
+                raise
             status = self._fail(trial, lease, error)
         lease.release()
+        gc.collect()  # trainers and tracebacks hold their tensors in cycles, which the next trial needs the room of
         return status
 
     def _give_back(self, trial: FrozenTrial, lease: Lease) -> int | None:
@@ -231,14 +232,13 @@ class Worker:
     def _fail(self, trial: FrozenTrial, lease: Lease, error: Exception) -> int | None:
         if self._leaving():  # what ends a worker also ends its data loaders, which then look like the trial's own error
             return self._give_back(trial, lease)
-        if of_the_machine(error):
+        if of_the_machine(error, Path(self.session.work_dir)):
             self._give_back(trial, lease)
             print(f"{reason(error)}", file=sys.stderr, flush=True)
             return NO_ROOM
         if lease.confirm():
             keep_traceback(self.directory, trial.number, error)
             self._record.fail(trial, reason(error))
-        gc.collect()  # the traceback held the failed run's tensors
         return None
 
     def _prune(self, trial: FrozenTrial, point: Point, watcher: Watcher, stopped: Pruned) -> None:

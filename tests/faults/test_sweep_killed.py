@@ -252,7 +252,7 @@ def stopped() -> Iterator[list[int]]:
 
 
 def test_a_worker_that_was_suspended_finds_its_trial_given_to_another(tmp_path: Path, stopped: list[int]) -> None:
-    """Only a worker on another host is replaced for its silence, so this one's lease is made to look like one's."""
+    """It is taken for dead after a second of silence, as one on another host would be."""
     process = start(tmp_path, "space={model: {K: [4]}}", "space.model.N=null", "seeds=[0]", seconds=0.15)
     wait_for(lambda: bool(find_sweeps(tmp_path / "runs")))
     (directory,) = find_sweeps(tmp_path / "runs")

@@ -6,12 +6,16 @@ import random
 from pathlib import Path
 
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
+from scipy.stats.qmc import Sobol
+from sqlalchemy.exc import OperationalError
 
 from calm_lightning.errors import ConfigError
 from calm_lightning.metrics.names import ScorePoint
 from sweeps.config import SweepConfig, load_sweep
 from sweeps.front.series import Series
+from sweeps.report.plan import list_points
 from sweeps.space.points import PointMaker
 from sweeps.trials.planner import Planner, planned_trials, planning
 from sweeps.trials.record import DEATHS, KEY, POINT, SEED, VALUES, TrialRecord, open_record, series_of
@@ -80,10 +84,24 @@ def test_a_planner_that_dies_between_two_trials_is_continued(tmp_path: Path) -> 
     whole = keys(run_all(tmp_path, sweep))
     (tmp_path / "other").mkdir()
     planner = open_planner(tmp_path / "other", sweep)
-    for planned in planner._next([])[:1]:  # type: ignore[index]
-        planner.record.add(planned)
-        planner.record.add(planned)  # the answer was lost, so it is done again
+    planner.record.add(planner._next([])[0])
     assert keys(run_all(tmp_path / "other", sweep)) == whole
+
+
+def test_a_trial_whose_answer_was_lost_is_not_added_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planner = open_planner(tmp_path, sweep_of(tmp_path, GRID))
+    add, calls = planner.record.storage.create_new_trial, []
+
+    def lossy(*arguments: object) -> int:
+        calls.append(add(*arguments))  # type: ignore[arg-type]
+        if len(calls) == 1:
+            gone = OperationalError("", {}, Exception("server closed the connection unexpectedly"))
+            raise StorageInternalError("away") from gone
+        return calls[-1]
+
+    monkeypatch.setattr(planner.record.storage, "create_new_trial", lossy)
+    planner.plan(room=2)
+    assert keys(planner.record.trials()) == ["baseline-s0", "K1-s0"]
 
 
 def test_points_that_break_a_constraint_or_are_too_dear_are_left_out(tmp_path: Path) -> None:
@@ -95,14 +113,18 @@ def test_points_that_break_a_constraint_or_are_too_dear_are_left_out(tmp_path: P
 def test_enqueued_points_come_first_and_are_not_repeated_by_the_grid(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, GRID + "enqueue: [{model.K: 4}]\ninclude_baseline: false\n")
     assert keys(run_all(tmp_path, sweep)) == ["K4-s0", "K1-s0", "K2-s0"]
+    (tmp_path / "twice").mkdir()
+    twice = sweep_of(tmp_path, GRID + "enqueue: [{model.K: 4}, {model.K: 4}]\n")
+    assert keys(run_all(tmp_path / "twice", twice)) == ["baseline-s0", "K4-s0", "K1-s0", "K2-s0"]
     for text, message in (
         ("enqueue: [{model.K: 5}]\n", "model.K=5 does not lie in space"),
+        ("enqueue: [{model.K: 4.0}]\n", "model.K=4.0 does not lie in space"),
         ("enqueue: [{model.N: 5}]\n", "lacks a value of model.K"),
         ("enqueue: [{model.K: 2, model.N: 5}]\n", "model.N is not swept here"),
     ):
-        (tmp_path / message[:7]).mkdir()
+        (tmp_path / message[:12]).mkdir()
         with pytest.raises(ConfigError, match=message):
-            open_planner(tmp_path / message[:7], sweep_of(tmp_path, GRID + text)).plan(room=1)
+            open_planner(tmp_path / message[:12], sweep_of(tmp_path, GRID + text)).plan(room=1)
 
 
 @pytest.mark.parametrize("name", ["random", "qmc", "tpe", "nsga2", "gp"])
@@ -157,6 +179,58 @@ def test_batches_do_not_depend_on_the_order_in_which_trials_end(tmp_path: Path) 
 def test_a_small_space_ends_when_it_is_exhausted(tmp_path: Path) -> None:
     text = GRID + "include_baseline: false\nsampler: {name: random, points: 50}\n"
     assert sorted(keys(run_all(tmp_path, sweep_of(tmp_path, text)))) == ["K1-s0", "K2-s0", "K4-s0"]
+
+
+def test_the_end_of_a_space_is_remembered(tmp_path: Path) -> None:
+    text = GRID + "include_baseline: false\nsampler: {name: tpe, points: 50}\n"
+    sweep = sweep_of(tmp_path, text)
+    run_all(tmp_path, sweep)
+    record = open_record(tmp_path, "sqlite", "study", sweep.objectives)
+    assert record.exhausted == 3
+    assert record.expected(50) == 3
+    assert open_planner(tmp_path, sweep).plan(room=9) == 0
+
+
+def test_a_sampler_that_repeats_itself_is_helped_by_chance(tmp_path: Path) -> None:
+    """Optuna's GP proposes the best point of a small space again and again."""
+    text = "include_baseline: false\nspace: {model.K: [1, 2, 4], model.N: [2, 4]}\n"
+    trials = run_all(tmp_path, sweep_of(tmp_path, text + "sampler: {name: gp, points: 6}\n"))
+    assert len(set(keys(trials))) == 6
+
+
+def test_draws_that_contradict_themselves_are_drawn_anew(tmp_path: Path) -> None:
+    text = "include_baseline: false\nspace: {model.d: {int: [16, 64], step: 8}, model.heads: [2, 3, 4]}\n"
+    trials = run_all(tmp_path, sweep_of(tmp_path, text + "sampler: {name: random, points: 8}\n"))
+    assert len(trials) == 8
+    assert all(values["model.d"] % (2 * values["model.heads"]) == 0 for values in (t.params for t in trials))
+    with pytest.raises(ConfigError, match=r"must divide model\.d.*leave it out with `constraints`"):
+        planned_trials(open_planner(tmp_path, sweep_of(tmp_path, text)).maker)
+    sound = sweep_of(tmp_path, text + "constraints: [model.d % (2 * model.heads) == 0]\n")
+    assert planned_trials(open_planner(tmp_path, sound).maker) == 13
+
+
+def test_qmc_is_a_sobol_sequence_in_dry_run_and_run_alike(tmp_path: Path) -> None:
+    text = SPACE + "include_baseline: false\nsampler: {name: qmc, points: 8, seed: 4}\n"
+    sweep = sweep_of(tmp_path, text)
+    drawn = [trial.user_attrs[VALUES] for trial in run_all(tmp_path, sweep, reopen=True)]
+    expected = Sobol(2, scramble=True, rng=4).random(8)
+    assert [values["model.K"] for values in drawn] == [[1, 2, 4, 8][int(4 * u)] for u, _ in expected]
+    assert [values["optim.lr"] for values in drawn] == pytest.approx([1e-4 * 1e3**v for _, v in expected])
+    assert [point.values for point in list_points(open_planner(tmp_path, sweep).maker)] == drawn
+    assert sorted(values["model.K"] for values in drawn) == [1, 1, 2, 2, 4, 4, 8, 8], "evenly spread"
+
+
+def test_other_seeds_are_trained_too(tmp_path: Path) -> None:
+    text = GRID + "include_baseline: false\n"
+    run_all(tmp_path, sweep_of(tmp_path, text + "seeds: [0]\n"))
+    trials = run_all(tmp_path, sweep_of(tmp_path, text + "seeds: [1]\n"))
+    assert sorted(keys(trials)) == sorted(f"K{K}-s{seed}" for K in (1, 2, 4) for seed in (0, 1))
+
+
+def test_texts_that_look_alike_as_file_names_are_told_apart(tmp_path: Path) -> None:
+    text = "include_baseline: false\nspace: {data.train_split: ['a b', 'a_b', c]}\n"
+    sweep = sweep_of(tmp_path, text)
+    assert len(set(keys(run_all(tmp_path, sweep)))) == 3
 
 
 def test_more_seeds_and_points_extend_a_sweep(tmp_path: Path) -> None:
