@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -214,8 +214,14 @@ def _layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, DictConf
     loaded = read_yaml(path)
     parent = loaded.pop("extends", None)
     for section in _NESTED:
-        if isinstance(loaded.get(section), DictConfig):
+        if loaded.get(section) is not None and not isinstance(loaded[section], DictConfig):
+            raise ConfigError(
+                f"{path}: {section} must be a mapping of keys, for example {section}: {{model.K: [2, 4]}}"
+            )
+        if section in loaded:
             loaded[section] = nested(_plain(loaded[section]))
+    if loaded.get("enqueue") is not None and not isinstance(loaded["enqueue"], ListConfig):
+        raise ConfigError(f"{path}: enqueue must be a list of points, for example enqueue: [{{model.K: 4}}]")
     below = [] if parent is None else _layers(path.parent / f"{parent}.yaml", (*seen, path.resolve()))
     return [*below, (str(path), loaded)]
 
@@ -226,8 +232,13 @@ def _parsed(override: str) -> DictConfig:
     Raises:
         ConfigError: It is not one.
     """
+    if "=" not in override:
+        raise ConfigError(f"override {override!r} must read key=value, for example space.model.K=[2,4]")
     try:
-        return OmegaConf.from_dotlist([override])
+        found = OmegaConf.from_dotlist([override])
+        if not isinstance(found.get("space"), DictConfig):
+            raise ConfigError(f"override {override}: space must be a mapping of keys, for example space.model.K=[2,4]")
+        return found
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"override {override}: {' '.join(str(error).split())}") from None
 
@@ -259,6 +270,8 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
         place = made
         for section in sections:
             place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{key} is below {section}, which has a value of its own: write one of the two")
         place[name] = {**place.get(name, {}), **nested(value)} if isinstance(value, Mapping) else value
     return made
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 from calm_lightning.config.fingerprint import RECIPE_VERSION
 from calm_lightning.errors import ConfigError
@@ -12,7 +14,9 @@ from sweeps.budget.rule import check_budget
 from sweeps.config import BRIER_LM, OBJECTIVES, SweepConfig
 from sweeps.launchers.config import launch_problems
 from sweeps.pruning.config import SINGLE, validate_pruning
+from sweeps.pruning.single import make_pruner
 from sweeps.space.parameters import CHOICE, parameters
+from sweeps.space.points import BASELINE, CALM, flatten
 from sweeps.trials.samplers import ADAPTIVE, GRID, SAMPLERS, make_sampler
 
 _NOT_IN_NAME = (
@@ -28,13 +32,15 @@ def validate_sweep(sweep: SweepConfig) -> None:
     Raises:
         ConfigError: One sentence that lists every problem and the key to change.
     """
-    problems = _objective_problems(sweep) + _sampler_problems(sweep) + _trial_problems(sweep)
+    problems = _objective_problems(sweep) + _sampler_problems(sweep) + _space_problems(sweep) + _trial_problems(sweep)
     try:
         check_budget(sweep.budget)
     except ConfigError as error:
         problems.append(str(error))
     try:
         validate_pruning(sweep.pruning)
+        if sweep.pruning.rule in SINGLE:
+            make_pruner(sweep.pruning)
     except ConfigError as error:
         problems.append(str(error))
     if problems:
@@ -86,11 +92,49 @@ def _sampler_problems(sweep: SweepConfig) -> list[str]:
     return problems
 
 
+def _space_problems(sweep: SweepConfig) -> list[str]:
+    """Return what would have a swept key mean something else than its label says, or nothing at all."""
+    keys = [parameter.key for parameter in parameters(sweep.space)]
+    problems = []
+    for place, values in _overriding(sweep):
+        both = sorted(set(keys) & {key for key, _ in flatten(values)})
+        problems += [f"{key} is swept and set by {place}: take one of the two out" for key in both]
+    for parameter in parameters(sweep.space):
+        if parameter.key.split(".")[0] in ("work_dir", "name", "tracking", "autoencoder_run", "checkpoint_steps"):
+            problems.append(f"space.{parameter.key} changes no number: it cannot be swept")
+        later = keys[keys.index(parameter.key) + 1 :]
+        problems += [
+            f"space.{parameter.key}.when speaks of {key}, which comes after it: put {key} first"
+            for key in later
+            if key in parameter.when
+        ]
+        if parameter.key == "stage" and not set(parameter.values) <= {CALM, BASELINE}:
+            problems.append(f"space.stage={list(parameter.values)} may hold calm and baseline")
+    known = {*keys, *(key for key, _ in flatten(sweep.derived))}
+    for number, rule in enumerate(sweep.per_value):
+        strange = sorted({key for key, _ in flatten(rule.when)} - known)
+        problems += [
+            f"per_value[{number}].when: {key} is neither swept nor derived, so it never holds" for key in strange
+        ]
+    return problems
+
+
+def _overriding(sweep: SweepConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what is applied after swept keys, and where it stands."""
+    yield "derived", sweep.derived
+    for number, rule in enumerate(sweep.per_value):
+        place = f"per_value[{number}]" if rule.when else "the command line (all, autoencoder or calm)"
+        yield place, rule.calm
+        yield place, {key: value for key, value in rule.autoencoder.items() if key in ("model", "data", "autoencoder")}
+
+
 def _trial_problems(sweep: SweepConfig) -> list[str]:
     problems = []
     if len(set(sweep.seeds)) < len(sweep.seeds):
         problems.append(f"seeds={sweep.seeds} holds a seed twice")
-    if any(parameter.key == "seed" for parameter in parameters(sweep.space)):
+    if any(
+        parameter.key in ("seed", "autoencoder.seed", "calm.seed", "all.seed") for parameter in parameters(sweep.space)
+    ):
         problems.append("space.seed is not for sweeping: write seeds: [0, 1, 2], which repeats every point")
     if sweep.retries < 0 or sweep.stop_after_failures < 0:
         problems.append("retries and stop_after_failures must be at least 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,14 +84,21 @@ def resume(
 
     Example: calm sweep resume k4-sweet-spot-sample --workers 2 --retry-failed
     """
+    from calm_lightning.errors import SweepError
     from sweeps.artifacts import CONFIG
     from sweeps.config import load_sweep
     from sweeps.directory import find_sweep_directory, read_session
+    from sweeps.validation import study_name
 
     directory = find_sweep_directory(place, work_dir)
     session = read_session(directory)
     sweep = load_sweep(directory / CONFIG, [f"launch.workers={workers}"] if workers else [])
     sweep.storage = session.storage  # the file leaves its password out
+    if study_name(sweep, session.corpus_hash) != directory.name:
+        raise SweepError(
+            f"{directory / CONFIG} is not what this sweep was started with: put the file back, or start a new sweep "
+            f"with it (calm sweep run {directory / CONFIG})"
+        )
     start(sweep, Path(session.work_dir), plain=plain, retry_failed=retry_failed)
 
 
@@ -135,8 +143,12 @@ def stop(
     """
     from sweeps.directory import ask_to_stop
     from sweeps.run import USER
+    from sweeps.trials.reading import read_sweep
 
     directory = _directory(place, work_dir)
+    if read_sweep(directory).unfinished <= 0:
+        typer.echo(f"{directory.name} has ended: there is nothing to stop")
+        return
     ask_to_stop(directory, USER)
     typer.echo(
         f"{directory.name}: workers leave after their present step; calm sweep resume {directory.name} continues"
@@ -161,8 +173,9 @@ def worker(
     from sweeps.directory import find_sweep_directory
     from sweeps.work.worker import work
 
-    directory = find_sweep_directory(place, work_dir)
-    raise typer.Exit(work(directory, name or f"{socket.gethostname()}-{os.getpid()}"))
+    directory, own = find_sweep_directory(place, work_dir), name or f"{socket.gethostname()}-{os.getpid()}"
+    typer.echo(f"{own} works on {directory.name} until nothing is left to do; Ctrl-C saves its place")
+    raise typer.Exit(work(directory, own))
 
 
 @app.command()
@@ -215,8 +228,8 @@ def start(sweep: SweepConfig, work_dir: Path, *, plain: bool = False, retry_fail
     name = result.record.study
     console.print(f"more figures and tables: calm sweep report {name}", soft_wrap=True, highlight=False)
     if result.parent_run_id is not None:
-        command = f"calm ui --uri {sweep.tracking.uri}" if sweep.tracking.uri else f"calm ui --work-dir {work_dir}"
-        console.print(f"all runs in the browser: {command}", soft_wrap=True, highlight=False)
+        place = f"--uri {sweep.tracking.uri}" if sweep.tracking.uri else f"--work-dir {shlex.quote(str(work_dir))}"
+        console.print(f"all runs in the browser: calm ui {place}", soft_wrap=True, highlight=False)
 
 
 def list_trials(sweep: SweepConfig, work_dir: Path, as_json: bool, measure: bool = False) -> None:

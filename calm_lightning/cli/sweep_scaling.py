@@ -36,7 +36,9 @@ class TargetName(StrEnum):
 
 
 def scaling(
-    places: Annotated[list[Path], typer.Argument(metavar="SWEEP...", help="Sweep directories, or their points.csv.")],
+    places: Annotated[
+        list[Path], typer.Argument(metavar="SWEEP...", help="Sweeps: directories, names, or files such as points.csv.")
+    ],
     budget: Annotated[
         list[float] | None,
         typer.Option(metavar="FLOPS", help="Training FLOPs to ask about; may be repeated.", show_default="largest"),
@@ -54,6 +56,7 @@ def scaling(
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Trials that each K must have.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of the draws behind probabilities.")] = 0,
+    work_dir: Annotated[Path, typer.Option(help="Directory that holds run directories.")] = Path("runs"),
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where files go.", show_default="the first place")
     ] = None,
@@ -64,10 +67,11 @@ def scaling(
     Reads the evaluations of one or several sweeps, prints the law, what each K gives at the budget and a verdict, and
     writes scaling.png and scaling.json. Refuses where the points cannot support a fit.
 
-    Example: calm sweep scaling runs/sweeps/NAME --budget 1e15
+    Example: calm sweep scaling explore-sample --budget 1e13
     """
     import json
 
+    from sweeps.directory import find_sweep_directory
     from sweeps.scaling.advice import advise
     from sweeps.scaling.fitting import fit
     from sweeps.scaling.places import read_places
@@ -75,6 +79,7 @@ def scaling(
     from sweeps.scaling.tables import to_document
 
     settings = FitSettings(target=target.value, points=points.value, law=law, least_trials=trials, seed=seed)
+    places = [place if place.is_file() else find_sweep_directory(place, work_dir) for place in places]
     series = read_places(places)
     found = fit(series, settings)
     largest = min(high for _, high in found.flops.values())

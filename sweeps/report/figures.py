@@ -89,7 +89,7 @@ def _training_panel(axes: Axes, series: Sequence[Series]) -> None:
         for look in style.looks(series).values()
     ]
     handles += axes.plot([], [], color=style.FRONT, linewidth=5, alpha=0.45)
-    labels = [*(one.label for one in series), "Pareto front"]
+    labels = [*style.looks(series), "Pareto front"]
     axes.legend(handles, labels, loc="upper left", fontsize=9, frameon=False, labelcolor=style.INK)
     axes.set_ylim(bottom=0.0)
     costs = [point.train_flops for one in series for point in one.trained if point.train_flops > 0]

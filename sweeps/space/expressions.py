@@ -7,11 +7,12 @@ sweep file from a colleague cannot run code.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from simpleeval import EvalWithCompoundTypes, InvalidExpression
+from simpleeval import AssignmentAttempted, EvalWithCompoundTypes, InvalidExpression
 
 from calm_lightning.errors import ConfigError
 
@@ -58,8 +59,11 @@ def evaluate(expression: object, names: Mapping[str, Any], place: str) -> Any:
         return expression
     known = vars(namespace(names))
     try:
-        return EvalWithCompoundTypes(names=known, functions=_FUNCTIONS).eval(expression)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", AssignmentAttempted)  # "K = 4" is meant to be "K == 4"
+            return EvalWithCompoundTypes(names=known, functions=_FUNCTIONS).eval(expression)
     except (
+        AssignmentAttempted,
         InvalidExpression,
         SyntaxError,
         TypeError,
@@ -74,3 +78,15 @@ def evaluate(expression: object, names: Mapping[str, Any], place: str) -> Any:
             f"{place}: {expression!r} cannot be evaluated ({reason}); it may use {', '.join(sorted(known))} "
             f"and {', '.join(sorted(_FUNCTIONS))}"
         ) from None
+
+
+def holds(expression: object, names: Mapping[str, Any], place: str) -> bool:
+    """Return whether a condition holds.
+
+    Raises:
+        ConfigError: As `evaluate`, or it is no condition.
+    """
+    found = evaluate(expression, names, place)
+    if not isinstance(expression, str) or not isinstance(found, bool):
+        raise ConfigError(f"{place}: {expression!r} is no condition: write one that is true or false, such as K <= 4")
+    return found

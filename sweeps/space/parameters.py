@@ -136,9 +136,13 @@ class Parameter:
 
 
 def leaves(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield ("model.K", what it may be) for every swept key of a nested space."""
+    """Yield ("model.K", what it may be) for every swept key of a nested space.
+
+    What stands below a section's key is an entry, so that one that is misspelt is not taken for a deeper key.
+    """
     for key, value in space.items():
-        if isinstance(value, Mapping) and not any(kind in value for kind in KINDS):
+        section = not prefix or key in ("autoencoder", "model", "optim", "data", "evaluation", "trainer")
+        if isinstance(value, Mapping) and value and section and not any(kind in value for kind in KINDS):
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -159,7 +163,7 @@ def _parameter(key: str, entry: Any) -> Parameter:
         return Parameter(key, CHOICE, _choices(place, entry))
     kinds = [kind for kind in KINDS if kind in entry]
     if len(kinds) != 1:
-        raise ConfigError(f"{place} names {' and '.join(kinds)}: {_EXAMPLE}")
+        raise ConfigError(f"{place}={dict(entry)} names {' and '.join(kinds) or 'no kind of value'}: {_EXAMPLE}")
     (kind,) = kinds
     unknown = sorted(set(entry) - _OPTIONS[kind] - {kind})
     if unknown:
@@ -181,7 +185,12 @@ def _choices(place: str, values: Any) -> tuple[Any, ...]:
 
 
 def _range(place: str, key: str, kind: str, entry: Mapping[str, Any], when: str) -> Parameter:
-    ends, log, step, grid = entry[kind], bool(entry.get("log", False)), entry.get("step"), entry.get("grid")
+    ends, log, step, grid = entry[kind], entry.get("log", False), entry.get("step"), entry.get("grid")
+    number = int if kind == INT else (int, float)
+    for name, value, types in (("log", log, bool), ("step", step, number), ("grid", grid, int)):
+        given = value is not None
+        if given and (not isinstance(value, types) or (types is not bool and isinstance(value, bool))):
+            raise ConfigError(f"{place}: {name}={value!r} is not of the right kind; {_EXAMPLE}")
     numbers = isinstance(ends, Sequence) and not isinstance(ends, str) and len(ends) == 2
     if not numbers or not all(isinstance(end, (int, float)) and math.isfinite(end) for end in ends):
         raise ConfigError(f"{place}: {kind} must be [smallest, largest], two numbers; {_EXAMPLE}")

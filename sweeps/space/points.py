@@ -27,7 +27,7 @@ from sweeps.budget.forecast import COST_NAMES, Forecast, forecast
 from sweeps.budget.rule import apply_budget
 from sweeps.config import SweepConfig
 from sweeps.space.changes import changed
-from sweeps.space.expressions import evaluate
+from sweeps.space.expressions import evaluate, holds
 from sweeps.space.parameters import Parameter, parameters
 
 AUTOENCODER, CALM, BASELINE = "autoencoder", "calm", "baseline"
@@ -147,7 +147,7 @@ class PointMaker:
         draft = self._draft(str(values.get("stage", CALM)), ())
         for key, value in values.items():
             _put(draft, key, value)
-        return bool(evaluate(parameter.when, _names(draft), f"space.{parameter.key}.when"))
+        return holds(parameter.when, _names(draft), f"space.{parameter.key}.when")
 
     def _point(self, values: dict[str, Any], stage: str, label: str, slug: str, refuse: bool = False) -> Point:
         model, below = self._configured(values, stage, label, slug)
@@ -264,7 +264,7 @@ class PointMaker:
         for place, constraint in enumerate(self.sweep.constraints):
             if costs is None and any(name in constraint for name in COST_NAMES):
                 continue
-            if not evaluate(constraint, names, f"constraints[{place}]"):
+            if not holds(constraint, names, f"constraints[{place}]"):
                 found = [f"{name} = {value:.4g}" for name, value in numbers.items() if name in constraint]
                 return f"{constraint} does not hold" + (f" ({', '.join(found)})" if found else "")
         return ""

@@ -206,7 +206,7 @@ def test_draws_that_contradict_themselves_are_drawn_anew(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"must divide model\.d.*leave it out with `constraints`"):
         planned_trials(open_planner(tmp_path, sweep_of(tmp_path, text)).maker)
     sound = sweep_of(tmp_path, text + "constraints: [model.d % (2 * model.heads) == 0]\n")
-    assert planned_trials(open_planner(tmp_path, sound).maker) == 13
+    assert planned_trials(open_planner(tmp_path, sound).maker) == 16
 
 
 def test_qmc_is_a_sobol_sequence_in_dry_run_and_run_alike(tmp_path: Path) -> None:
