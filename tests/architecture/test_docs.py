@@ -20,6 +20,7 @@ from calm_lightning.cli.main import app
 from calm_lightning.config import RunConfig, list_presets, load_config
 from calm_lightning.errors import ConfigError
 from sweeps.config import find_sweep, list_sweeps, load_sweep
+from sweeps.validation import validate_sweep
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -79,6 +80,8 @@ def test_commands_parse_and_their_configurations_resolve(page: Path) -> None:
             assert not error or f"error: {caught.value}" == error
         if words[0] == "reproduce":
             load_sweep(find_sweep(given["name"], given["preset"]), given["overrides"] or [])
+        if words[:2] == ["sweep", "run"] and not given["name"].endswith(".yaml"):
+            validate_sweep(load_sweep(find_sweep(given["name"], given["preset"]), given["overrides"] or []))
 
 
 def test_every_preset_and_sweep_is_described() -> None:

@@ -21,7 +21,7 @@ COLOURED = 5
 """Groups of models that have a colour: those with the highest scores."""
 _ROW_INCHES = 3.3
 _MOST_TICKS = 9
-_LABEL_WIDTH = 22
+_LABEL_WIDTH = 18
 """Characters of a line's name that fit beside its panel."""
 _LABEL_SIZE = 8.5
 _GREY = style.Look(style.FRONT, "o", "circle")
