@@ -25,7 +25,7 @@ from sweeps.config import SweepConfig, sweep_to_yaml
 from sweeps.corpus import corpus_dir, prepare_corpus
 from sweeps.directory import LEASES, STOP, WORKERS, Session, clear_stop, write_session
 from sweeps.launchers.base import DIED, ENDED, LEFT, Launcher, WorkerSettings, WorkerStatus
-from sweeps.launchers.registry import launcher_class, make_launcher
+from sweeps.launchers.registry import make_launcher
 from sweeps.report.recording import record_results
 from sweeps.report.results import show_results, write_results
 from sweeps.space.points import PointMaker
@@ -113,7 +113,6 @@ def run_sweep(
         KeyboardInterrupt: The user stopped it; running it again continues.
     """
     validate_sweep(sweep)
-    launcher_class(sweep.launch.launcher)  # a launcher that does not exist is heard of before anything is made
     corpus = corpus_dir(sweep, work_dir)
     console.print(f"corpus: {corpus}", highlight=False, soft_wrap=True)
     manifest = prepare(sweep, corpus)

@@ -9,10 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from calm_lightning.config.fingerprint import RECIPE_VERSION
-from calm_lightning.errors import ConfigError
+from calm_lightning.errors import ConfigError, SweepError
 from sweeps.budget.rule import check_budget
 from sweeps.config import BRIER_LM, OBJECTIVES, SweepConfig
 from sweeps.launchers.config import launch_problems
+from sweeps.launchers.registry import launcher_class
 from sweeps.pruning.config import SINGLE, validate_pruning
 from sweeps.pruning.single import make_pruner
 from sweeps.space.parameters import CHOICE, parameters
@@ -138,6 +139,14 @@ def _trial_problems(sweep: SweepConfig) -> list[str]:
         problems.append("space.seed is not for sweeping: write seeds: [0, 1, 2], which repeats every point")
     if sweep.retries < 0 or sweep.stop_after_failures < 0:
         problems.append("retries and stop_after_failures must be at least 0")
+    if sweep.storage not in ("sqlite", "journal") and "://" not in sweep.storage:
+        problems.append(
+            f"storage={sweep.storage} must be sqlite, journal, or an address such as postgresql://host/name"
+        )
+    try:
+        launcher_class(sweep.launch.launcher)
+    except SweepError as error:
+        problems.append(f"launch.launcher: {error}")
     return problems + launch_problems(sweep.launch)
 
 

@@ -253,6 +253,8 @@ def test_impossible_sweeps_are_one_sentence(overrides: list[str], message: str) 
         (["all.model.K=2"], "model.K is swept and set by the command line"),
         (["derived.model.K=2 * 2"], "model.K is swept and set by derived"),
         (["space.work_dir=[a, b]"], "changes no number"),
+        (["storage=sqlit"], "storage=sqlit must be sqlite, journal, or an address"),
+        (["launch.launcher=loacl"], "did you mean local"),
         (["space.stage=[calm, autoencoder]"], "may hold calm and baseline"),
         (["space.model.N={choice: [2, 4], when: 'model.d > 1'}", "space.model.d=[96]"], "put model.d first"),
         (["per_value=[{when: {model: {Kk: 2}}}]"], "model.Kk is neither swept nor derived"),
