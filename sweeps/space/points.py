@@ -158,12 +158,12 @@ class PointMaker:
             for config, one in ((model, stage), (below, AUTOENCODER)):
                 if config is not None:
                     _validate(config, one, label)
-            self._first = self._first or common(model)
-            check_alike(self._first, model, label, {*values, *self._derived})
         except ConfigError as error:
             if refuse:
                 return replace(point, refused=str(error))
             raise
+        self._first = self._first or common(model)
+        check_alike(self._first, model, label, {*values, *self._derived})
         return point if self.vocabulary is None else self._with_budget(point, self.vocabulary)
 
     def _with_budget(self, point: Point, vocabulary: int) -> Point:

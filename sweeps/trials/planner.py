@@ -246,6 +246,9 @@ def draw_point(
 
     Returns:
         The point and what the sampler noted with it; None where nothing is left.
+
+    Raises:
+        ConfigError: Nothing in the space may be trained.
     """
     made: dict[str, Point] = {}
 
@@ -255,7 +258,14 @@ def draw_point(
         return not point.refused and point.slug not in known
 
     found = draw(maker.sweep.sampler, past, maker.parameters, index, maker.active, accept)
-    return None if found is None else (made[json.dumps(found.values, sort_keys=True)], found.notes)
+    if found is not None:
+        return made[json.dumps(found.values, sort_keys=True)], found.notes
+    refused = [point.refused for point in made.values() if point.refused]
+    if index == 0 and len(refused) == len(made):
+        raise ConfigError(
+            f"none of {len(made)} points drawn from space may be trained, the last one because: {refused[-1]}"
+        )
+    return None
 
 
 def _seen(trials: Sequence[FrozenTrial], seeds: int, notes: dict[str, Any]) -> FrozenTrial:

@@ -209,6 +209,20 @@ def test_draws_that_contradict_themselves_are_drawn_anew(tmp_path: Path) -> None
     assert planned_trials(open_planner(tmp_path, sound).maker) == 16
 
 
+def test_a_space_of_which_nothing_may_be_trained_says_why(tmp_path: Path) -> None:
+    text = SPACE + "include_baseline: false\nsampler: {name: random, points: 3}\n"
+    for more, message in (
+        ("constraints: [K > 100]\n", "may be trained, the last one because: K > 100 does not hold"),
+        ("calm: {model: {heads: 3}}\n", "may be trained, the last one because: .*must divide"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            open_planner(tmp_path, sweep_of(tmp_path, text + more)).plan(room=1)
+    unfair = sweep_of(tmp_path, SPACE + "sampler: {name: random, points: 3}\ncalm: {data: {block_tokens: 384}}\n")
+    planner = open_planner(tmp_path, unfair)
+    with pytest.raises(ConfigError, match="so the two would not compare"):
+        planner.plan(room=3)
+
+
 def test_qmc_is_a_sobol_sequence_in_dry_run_and_run_alike(tmp_path: Path) -> None:
     text = SPACE + "include_baseline: false\nsampler: {name: qmc, points: 8, seed: 4}\n"
     sweep = sweep_of(tmp_path, text)
