@@ -278,7 +278,7 @@ def _spend_a_life(lives: dict[str, tuple[int, int]], worker: WorkerStatus, moved
     left = _LIVES if moved > before else left
     if left == 0:
         raise SweepError(
-            f"the worker {worker.name} died {_LIVES + 1} times while no trial ended ({worker.reason}): "
+            f"the worker {worker.name} died {_LIVES + 1} times before it took a trial ({worker.reason}): "
             f"read {directory / WORKERS / worker.name}.log, mend it, and run the command again"
         )
     lives[worker.name] = (moved, left - 1)

@@ -122,7 +122,10 @@ def status(
     from rich.console import Console
 
     from calm_lightning.cli.sweep_watch import follow, look_once
+    from calm_lightning.errors import SweepError
 
+    if watch and as_json:
+        raise SweepError("--watch and --json exclude each other: ask for --json as often as it is wanted")
     directory = _directory(place, work_dir)
     if watch:
         follow(directory, Console())

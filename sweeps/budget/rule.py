@@ -77,18 +77,16 @@ def apply_budget(
 
     Args:
         budget: The budget.
-        model: The language model's run.
+        model: The language model's run, with the shape of its autoencoder in section `autoencoder`.
         autoencoder: Its autoencoder's run; None for the baseline.
         vocabulary: Vocabulary size V of the corpus.
 
     Raises:
         ConfigError: The budget does not pay for a single step.
     """
-    if autoencoder is not None:
-        model = replace(model, autoencoder=autoencoder.autoencoder)
-        if budget.autoencoder_tokens is not None:
-            steps = max(1, math.ceil(budget.autoencoder_tokens / step_tokens(autoencoder)))
-            autoencoder = replace(autoencoder, trainer=_with(autoencoder.trainer, max_steps=steps))
+    if autoencoder is not None and budget.autoencoder_tokens is not None:
+        steps = max(1, math.ceil(budget.autoencoder_tokens / step_tokens(autoencoder)))
+        autoencoder = replace(autoencoder, trainer=_with(autoencoder.trainer, max_steps=steps))
     if budget.rule == TOKENS:
         assert budget.tokens is not None
         steps = max(1, math.ceil(budget.tokens / step_tokens(model)))

@@ -19,7 +19,7 @@ from sweeps.config import SweepConfig
 from sweeps.report.tables import quantity, scientific
 from sweeps.space.points import Point, PointMaker, flatten, grid
 from sweeps.trials.planner import draw_point, fixed_points, seeds_of
-from sweeps.trials.samplers import ADAPTIVE, GRID, mirror, quiet
+from sweeps.trials.samplers import ADAPTIVE, GRID, mirror
 
 _MOST = 2000
 _FIRST_DRAWS = 10
@@ -63,7 +63,6 @@ def list_points(maker: PointMaker) -> list[Point]:
         return found + [point for values in combinations if (point := maker.make(values)).slug not in known]
     if not maker.parameters:
         return found
-    quiet()
     past, asked = mirror(sweep.objectives, []), sweep.sampler.points or 0
     for number in range(min(asked, _FIRST_DRAWS) if sweep.sampler.name in ADAPTIVE else asked):
         drawn = draw_point(maker, past, number, known)

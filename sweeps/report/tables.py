@@ -79,15 +79,23 @@ def _key(one: Series) -> tuple[str, int, int]:
     return one.label, one.seed, one.trial
 
 
+def _named(series: Sequence[Series]) -> dict[tuple[str, int, int], str]:
+    """Return how tables call each series: by its label, and its seed where a model has several."""
+    seeds: dict[str, set[int]] = {}
+    for one in series:
+        seeds.setdefault(one.label, set()).add(one.seed)
+    return {_key(one): f"{one.label}, seed {one.seed}" if len(seeds[one.label]) > 1 else one.label for one in series}
+
+
 def _rows(series: Sequence[Series]) -> list[list[str]]:
     """Return the cells of `_COLUMNS`, one row per model by rising training FLOPs."""
-    on_front = [(_key(one), point) for one, point in front_points(series)]
+    on_front, named = [(_key(one), point) for one, point in front_points(series)], _named(series)
     rows = []
     for one in _by_cost(series):
         final, mine = one.final, [point for key, point in on_front if key == _key(one)]
         rows.append(
             [
-                one.label,
+                named[_key(one)],
                 quantity(one.parameters),
                 scientific(final.train_flops),
                 scientific(final.inference_flops_per_token),
@@ -101,9 +109,10 @@ def _rows(series: Sequence[Series]) -> list[list[str]]:
 
 def _brier_rows(series: Sequence[Series]) -> list[list[str]]:
     """Return the label and Brier-1..4 with standard errors of every model's last evaluation."""
+    named = _named(series)
     return [
         [
-            one.label,
+            named[_key(one)],
             *(f"{value:.2f} ± {se:.2f}" for value, se in zip(one.final.brier, one.final.brier_se, strict=True)),
         ]
         for one in _by_cost(series)

@@ -144,9 +144,7 @@ class PointMaker:
         """Return whether a key is swept where the keys above it have these values."""
         if not parameter.when:
             return True
-        draft = self._draft(str(values.get("stage", CALM)), ())
-        for key, value in values.items():
-            _put(draft, key, value)
+        draft = self._spoken_of(str(values.get("stage", CALM)), values)
         return holds(parameter.when, _names(draft), f"space.{parameter.key}.when")
 
     def _point(self, values: dict[str, Any], stage: str, label: str, slug: str, refuse: bool = False) -> Point:
@@ -190,20 +188,28 @@ class PointMaker:
             name = "" if one == AUTOENCODER else slug if stage == BASELINE else f"{CALM}-{slug}"
             changes = {**dict(self._routed(known, one)), **dict(self._exceptions(one, rules)), "name": name}
             runs[one] = self._changed(one, rules, changes, label)
-        return runs[stage], runs.get(AUTOENCODER)
+        model, below = runs[stage], runs.get(AUTOENCODER)
+        return (model, None) if below is None else (replace(model, autoencoder=below.autoencoder), below)
 
     def _with_derived(self, values: Mapping[str, Any], stage: str) -> dict[str, Any]:
         """Return the values with those that follow from them, in the file's order."""
         known = {key: value for key, value in values.items() if key != "stage"}
         if stage != CALM or not self.sweep.derived:
             return known
-        draft = self._draft(CALM, ())
-        for key, value in known.items():
-            _put(draft, key, value)
+        draft = self._spoken_of(CALM, known)
         for key, expression in flatten(self.sweep.derived):
             known[key] = evaluate(expression, _names(draft), f"derived.{key}")
             _put(draft, key, known[key])
         return known
+
+    def _spoken_of(self, stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what expressions may speak of: the language model's run, with the shape of its autoencoder."""
+        draft = self._draft(stage, ())
+        if stage == CALM:
+            draft[AUTOENCODER] = self._draft(AUTOENCODER, ())[AUTOENCODER]
+        for key, value in values.items():
+            _put(draft, key, value)
+        return draft
 
     def _routed(self, values: Mapping[str, Any], stage: str) -> Iterator[tuple[str, Any]]:
         """Yield the keys and values that go to the run of one stage."""
@@ -268,23 +274,6 @@ class PointMaker:
                 found = [f"{name} = {value:.4g}" for name, value in numbers.items() if name in constraint]
                 return f"{constraint} does not hold" + (f" ({', '.join(found)})" if found else "")
         return ""
-
-
-def points(sweep: SweepConfig, corpus: Path, work_dir: Path, vocabulary: int | None = None) -> list[Point]:
-    """Return the points of a grid, the baseline first, with validated configurations.
-
-    Args:
-        sweep: The sweep.
-        corpus: Directory of the prepared corpus.
-        work_dir: Directory that holds run directories.
-        vocabulary: Vocabulary size V; None leaves FLOPs uncounted and constraints unchecked.
-
-    Raises:
-        ConfigError: A configuration contradicts itself; the message names the point.
-    """
-    maker = PointMaker(sweep, corpus, work_dir, vocabulary)
-    made = [maker.baseline()] if sweep.include_baseline else []
-    return made + [maker.make(values) for values in grid(maker)]
 
 
 def grid(maker: PointMaker) -> Iterator[dict[str, Any]]:
@@ -372,13 +361,3 @@ def _slug(stage: str, named: Mapping[str, Any]) -> str:
     if exact and len(text) <= _LONGEST_SLUG:
         return text
     return f"{text[:_LONGEST_SLUG]}-{hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:6]}"
-
-
-def axes_of(made: Sequence[Point]) -> dict[str, list[Any]]:
-    """Return the swept keys of some points and the values they take, in order of first appearance."""
-    found: dict[str, list[Any]] = {}
-    for point in made:
-        for key, value in point.values.items():
-            if value not in found.setdefault(key, []):
-                found[key].append(value)
-    return found

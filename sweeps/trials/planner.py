@@ -45,7 +45,7 @@ def planned_trials(maker: PointMaker) -> int | None:
         maker: Makes the points of the sweep.
 
     Raises:
-        ConfigError: A configuration contradicts itself.
+        ConfigError: A configuration contradicts itself, or nothing in the space may be trained.
     """
     sampler, fixed = maker.sweep.sampler, [point for point in fixed_points(maker) if not point.refused]
     if sampler.name == GRID:
@@ -56,6 +56,7 @@ def planned_trials(maker: PointMaker) -> int | None:
         return None
     else:
         drawn = sampler.points
+        draw_point(maker, mirror(maker.sweep.objectives, []), 0, ())  # a mistake in the space shows at the first draw
     return (len(fixed) + drawn) * len(seeds_of(maker.sweep))
 
 

@@ -79,38 +79,6 @@ class TrialRecord:
         self.exhausted: int | None = None
         self.refresh()
 
-    @classmethod
-    def open(cls, address: str, name: str, objectives: Sequence[str], create: bool = True) -> TrialRecord:
-        """Open a study, or create it.
-
-        Args:
-            address: Address of the storage.
-            name: Name of the study.
-            objectives: Names of its objectives, of `sweeps.config.OBJECTIVES`.
-            create: Whether to create it where it is missing.
-
-        Raises:
-            SweepError: The storage cannot be opened, or the study is missing.
-        """
-        storage = open_storage(address)
-        directions = [StudyDirection.MAXIMIZE if one == BRIER_LM else StudyDirection.MINIMIZE for one in objectives]
-
-        def find() -> int:
-            known = {study.study_name: study._study_id for study in storage.get_all_studies()}
-            if name in known or not create:
-                return known.get(name, -1)
-            try:
-                made = storage.create_new_study(directions, name)
-            except DuplicatedStudyError:
-                return storage.get_study_id_from_name(name)
-            storage.set_study_system_attr(made, "study:metric_names", list(objectives))
-            return made
-
-        study_id = patiently(find)
-        if study_id < 0:
-            raise SweepError(f"the storage holds no study {name}: run the sweep first (calm sweep run)")
-        return cls(storage, study_id, name)
-
     def study(self) -> optuna.Study:
         """Return the study as Optuna's own object, for its tools."""
         return patiently(lambda: optuna.load_study(study_name=self.name, storage=self.storage))
@@ -143,7 +111,6 @@ class TrialRecord:
             distributions=planned.distributions,
             user_attrs=attributes,
         )
-
         tried = False
 
         def add() -> None:
@@ -156,10 +123,6 @@ class TrialRecord:
             self.storage.create_new_trial(self.study_id, template)
 
         patiently(add)
-
-    def first_of(self, point: int) -> FrozenTrial:
-        """Return the first trial of a point."""
-        return next(trial for trial in self.trials() if trial.user_attrs[POINT] == point)
 
     def retry_failed(self) -> int:
         """Have every trial that has failed so far tried again, as a trial of its own.
@@ -268,24 +231,43 @@ class TrialRecord:
 def open_record(
     directory: Path, storage: str, name: str, objectives: Sequence[str], create: bool = True
 ) -> TrialRecord:
-    """Open the record of a sweep by its directory and the storage its configuration names.
+    """Open the record of a sweep, or create it.
+
+    Args:
+        directory: The sweep's directory.
+        storage: `SweepConfig.storage`.
+        name: Name of the study.
+        objectives: Names of its objectives, of `sweeps.config.OBJECTIVES`.
+        create: Whether to create it where it is missing.
 
     Raises:
-        SweepError: As `TrialRecord.open`.
+        SweepError: The storage cannot be opened, or the study is missing.
     """
     if create:
         directory.mkdir(parents=True, exist_ok=True)
-    return TrialRecord.open(storage_address(storage, directory), name, objectives, create)
+    opened = open_storage(storage_address(storage, directory))
+    directions = [StudyDirection.MAXIMIZE if one == BRIER_LM else StudyDirection.MINIMIZE for one in objectives]
 
+    def find() -> int:
+        known = {study.study_name: study._study_id for study in opened.get_all_studies()}
+        if name in known or not create:
+            return known.get(name, -1)
+        try:
+            made = opened.create_new_study(directions, name)
+        except DuplicatedStudyError:
+            return opened.get_study_id_from_name(name)
+        opened.set_study_system_attr(made, "study:metric_names", list(objectives))
+        return made
 
-def ended(trial: FrozenTrial) -> bool:
-    """Return whether a trial is complete, pruned or failed."""
-    return trial.state.is_finished()
+    study_id = patiently(find)
+    if study_id < 0:
+        raise SweepError(f"the storage holds no study {name}: run the sweep first (calm sweep run)")
+    return TrialRecord(opened, study_id, name)
 
 
 def series_of(trial: FrozenTrial) -> Series | None:
     """Return the evaluations of a complete or pruned trial, None for others."""
     found = trial.user_attrs.get(SERIES)
-    if found is None or not ended(trial) or trial.datetime_complete is None:
+    if found is None or trial.datetime_complete is None:
         return None
     return replace(Series.from_json(found), finished=trial.datetime_complete.timestamp())

@@ -48,12 +48,8 @@ ADAPTIVE = ("tpe", "nsga2", "gp", "cmaes")
 _OWN_TRIES = 10
 """Proposals of a sampler that are rejected before chance takes over: a sampler that repeats itself would go on so."""
 _TRIES = 200
-_MOST_ENUMERATED = 20_000
-
-
-def quiet() -> None:
-    """Have Optuna log errors only: what it does is in the record."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+_MOST_ENUMERATED = 5_000
+"""Points of a finite space up to which the rest of it is looked through, one by one, before it counts as exhausted."""
 
 
 def make_sampler(config: SamplerConfig, number: int) -> BaseSampler:
@@ -87,6 +83,7 @@ def mirror(objectives: Sequence[str], past: Sequence[FrozenTrial]) -> optuna.Stu
         past: The points as trials, in the order of their draws.
     """
     directions = [StudyDirection.MAXIMIZE if one == BRIER_LM else StudyDirection.MINIMIZE for one in objectives]
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would tell of every study in memory
     study = optuna.create_study(directions=directions, storage=InMemoryStorage())
     study.add_trials(past)
     return study
@@ -136,14 +133,11 @@ def draw(
             if found is not None:
                 return found
     chance = random.Random(f"{config.seed}:{number}")
-    left = _left(parameters, active, accept)
-    if left is not None:
-        return Draw(chance.choice(left), {}) if left else None
-    for _ in range(_TRIES):
-        values = _chosen(parameters, active, lambda parameter: parameter.at(chance.random()))
-        if accept(values):
-            return Draw(values, {})
-    return None
+    tries = _every_point(parameters, active)
+    if tries is None:
+        tries = [_chosen(parameters, active, lambda one: one.at(chance.random())) for _ in range(_TRIES)]
+    chance.shuffle(tries)
+    return next((Draw(values, {}) for values in tries if accept(values)), None)
 
 
 def _propose(
@@ -198,12 +192,10 @@ def _sobol(
     return _chosen(parameters, active, lambda parameter: parameter.at(float(place[parameter.key])))
 
 
-def _left(
-    parameters: Sequence[Parameter],
-    active: Callable[[Parameter, Mapping[str, Any]], bool],
-    accept: Callable[[dict[str, Any]], bool],
+def _every_point(
+    parameters: Sequence[Parameter], active: Callable[[Parameter, Mapping[str, Any]], bool]
 ) -> list[dict[str, Any]] | None:
-    """Return all acceptable points of a small finite space, None of a large or an endless one."""
+    """Return all points of a small finite space, None of a large or an endless one."""
     size = math.prod(len(one.every_value()) for one in parameters if one.finite)
     if not all(one.finite for one in parameters) or size > _MOST_ENUMERATED:
         return None
@@ -213,4 +205,4 @@ def _left(
         for values in found:
             longer += [{**values, one.key: value} for value in one.every_value()] if active(one, values) else [values]
         found = longer
-    return [values for values in found if accept(values)]
+    return found

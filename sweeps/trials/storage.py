@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -89,16 +89,16 @@ def open_storage(address: str) -> BaseStorage:
             # A database in SQL_ASCII would answer in bytes.
             query = {"client_encoding": "utf8", **url.query}
             url = url.set(drivername="postgresql+psycopg", query=query)
-        engine = {"pool_pre_ping": True}
+        engine: dict[str, Any] = {"pool_pre_ping": True}
         if url.drivername.startswith("sqlite"):
-            engine = {"connect_args": {"timeout": _SQLITE_BUSY_SECONDS}}  # type: ignore[dict-item]
+            engine = {"connect_args": {"timeout": _SQLITE_BUSY_SECONDS}}
         complete = url.render_as_string(hide_password=False)
         database = patiently(lambda: RDBStorage(complete, engine_kwargs=engine), OPENING_SECONDS)
         return get_storage(database)  # behind Optuna's cache: what has ended is read once
     except SweepError:
         raise
     except (SQLAlchemyError, StorageInternalError, OSError, ImportError, RuntimeError, ValueError) as error:
-        place = address if isinstance(error, ArgumentError) or "://" not in address else shown(address)
+        place = address.split("@")[-1] if isinstance(error, ArgumentError) else shown(address)
         raise SweepError(
             f"the study's storage {place} cannot be opened ({_sentence(error)}): check `storage`, or mend or delete it"
         ) from None

@@ -17,9 +17,10 @@ EVIDENCE = 0.05
 
 def elapsed(snapshot: Snapshot) -> float | None:
     """Return the seconds since work on the sweep was begun or last taken up, None before that."""
-    starts = [snapshot.since] if snapshot.since is not None else [trial.started for trial in snapshot.trials]
+    taken, since = _end(snapshot), snapshot.since
+    over = since is not None and taken is not None and since > taken  # taken up when nothing was left to do
+    starts = [trial.started for trial in snapshot.trials] if since is None or over else [since]
     known = [start for start in map(finite, starts) if start is not None]
-    taken = _end(snapshot)
     return max(0.0, taken - min(known)) if known and taken is not None else None
 
 

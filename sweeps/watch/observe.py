@@ -13,9 +13,9 @@ from calm_lightning.metrics import names
 from calm_lightning.tracking.entries import by_step, read_journal
 from sweeps.config import SweepConfig
 from sweeps.directory import Session, asked_to_stop
-from sweeps.front.pareto import front, hypervolume
-from sweeps.front.series import Series
+from sweeps.front.series import Series, front_points
 from sweeps.launchers.base import DIED, DONE, LEFT, RUNNING, STARTING, WorkerStatus
+from sweeps.report.tables import front_numbers
 from sweeps.trials.leases import Holder, Leases
 from sweeps.trials.record import (
     CACHE,
@@ -79,7 +79,7 @@ class Observer:
         holders = {name: holder for name in names if (holder := self._leases.holder(name)) is not None}
         held = {one.trial: one for one in said if one.trial is not None and _holds(one, holders)}
         if len(self.series) != self._drawn[0]:
-            self._drawn = (len(self.series), front_of(self.series.values()))
+            self._drawn = (len(self.series), front_of(list(self.series.values())))
         points, volume = self._drawn[1]
         return Snapshot(
             study=self._session.study,
@@ -129,17 +129,13 @@ class Observer:
         )
 
 
-def front_of(series: Iterable[Series]) -> tuple[tuple[FrontPoint, ...], float]:
+def front_of(series: Sequence[Series]) -> tuple[tuple[FrontPoint, ...], float]:
     """Return the front of all evaluations and its hypervolume below the largest cost so far."""
-    offered = [(one, point) for one in series for point in one.trained if point.brier_lm > 0]
-    plane = [(point.train_flops, point.brier_lm) for _, point in offered]
-    if not plane:
-        return (), 0.0
-    chosen = [offered[index] for index in front(plane)]
     points = tuple(
-        FrontPoint(one.label, one.trial, point.train_flops, point.brier_lm, point.brier_lm_se) for one, point in chosen
+        FrontPoint(one.label, one.trial, point.train_flops, point.brier_lm, point.brier_lm_se)
+        for one, point in front_points(series)
     )
-    return points, hypervolume(plane, (max(cost for cost, _ in plane), 0.0))
+    return points, front_numbers(series)["sweep/hypervolume"]
 
 
 def cache_counts(trials: Sequence[FrozenTrial]) -> CacheCounts:

@@ -64,7 +64,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Post:
+class WorkerContext:
     """What a worker knows while it works: the same for all of its trials.
 
     Attributes:
@@ -90,14 +90,14 @@ class Watcher:
     """Watches one trial.
 
     Args:
-        post: Where the worker is.
+        context: What its worker knows.
         trial: The trial.
         point: Its point, with its seeds.
         stopping: Whether the worker has to leave, or has lost the trial.
     """
 
-    def __init__(self, post: Post, trial: FrozenTrial, point: Point, stopping: Callable[[], bool]) -> None:
-        self._post, self._trial, self._point, self._stopping = post, trial, point, stopping
+    def __init__(self, context: WorkerContext, trial: FrozenTrial, point: Point, stopping: Callable[[], bool]) -> None:
+        self._context, self._trial, self._point, self._stopping = context, trial, point, stopping
         self._looked, self._stopped = 0.0, False
         self._stage, self._before = "", 0.0
         self._cache: dict[str, Any] = dict(trial.user_attrs.get(CACHE) or {})
@@ -110,15 +110,15 @@ class Watcher:
             self._note_cache(trained=True)
         steps = int(config.trainer["max_steps"])
         tell(
-            self._post.directory,
-            self._post.worker,
+            self._context.directory,
+            self._context.worker,
             config.stage,
             self._trial.number,
             run_dir=str(run_dir),
             max_steps=steps,
             before_flops=self._before,
         )
-        if config.stage == self._point.stage and (points := self._post.read_points(run_dir)):
+        if config.stage == self._point.stage and (points := self._context.read_points(run_dir)):
             self.evaluated(points[-1].step)  # a worker that died may not have come to asking
 
     def has_autoencoder(self, use: CacheUse) -> None:
@@ -130,7 +130,7 @@ class Watcher:
         known = found | {"trained": self._cache.get("trained", found["trained"])}
         if known != self._cache:
             self._cache = known
-            self._post.record.note(self._trial, {CACHE: known})
+            self._context.record.note(self._trial, {CACHE: known})
 
     def interrupted(self) -> bool:
         """Return whether the run shall stop: asked after every step, it looks at the disk twice a second only."""
@@ -145,16 +145,16 @@ class Watcher:
         Raises:
             Pruned: The trial is stopped.
         """
-        post, settings = self._post, self._post.sweep.pruning
+        context, settings = self._context, self._context.sweep.pruning
         if self._stage != self._point.stage or settings.rule == NONE:
             return
-        points = post.read_points(self.run_dir)
+        points = context.read_points(self.run_dir)
         if not points or step >= int(self._point.model.trainer["max_steps"]):
             return  # it has all that it asked for
-        final = self._before + train_flops(self._point.model, post.vocabulary)
+        final = self._before + train_flops(self._point.model, context.vocabulary)
         if settings.rule == PARETO:
-            dearest = points[-1].inference_flops_per_token if INFERENCE_FLOPS in post.sweep.objectives else math.inf
-            rivals = competitors(post.finished.others(self._trial.number), self._stage, dearest)
+            dearest = points[-1].inference_flops_per_token if INFERENCE_FLOPS in context.sweep.objectives else math.inf
+            rivals = competitors(context.finished.others(self._trial.number), self._stage, dearest)
             decision = decide(settings, points, final, evaluations(rivals), len(rivals))
         else:
             decision = self._ask_optuna(points[-1], final)
@@ -163,7 +163,7 @@ class Watcher:
 
     def _ask_optuna(self, point: ScorePoint, final_flops: float) -> Decision:
         """Return what Optuna's pruner says of an evaluation."""
-        record, settings = self._post.record, self._post.sweep.pruning
+        record, settings = self._context.record, self._context.sweep.pruning
         # Of the language model's own budget: a costly autoencoder must not make the first evaluation a late one.
         step = share(point.stage_train_flops, final_flops - self._before)
         record.report(self._trial, step, point.brier_lm)

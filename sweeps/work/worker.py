@@ -37,7 +37,7 @@ from sweeps.trials.storage import StorageAwayError, is_away
 from sweeps.work.failures import keep_traceback, of_the_machine, reason
 from sweeps.work.objective import Execute, Objective, Place
 from sweeps.work.progress import tell
-from sweeps.work.watcher import Finished, Post, Pruned, Watcher
+from sweeps.work.watcher import Finished, Pruned, Watcher, WorkerContext
 
 NO_ROOM, HOPELESS = 4, 5
 """Further exit statuses: the disk is full; one trial after the other fails."""
@@ -96,7 +96,7 @@ class Worker:
         )
         maker = PointMaker(self.sweep, Path(self.session.corpus), work_dir, self.session.vocabulary)
         self._planner = Planner(maker, self._record)
-        self._post = Post(
+        self._context = WorkerContext(
             self.sweep,
             directory,
             name,
@@ -200,7 +200,7 @@ class Worker:
             lease.release()
             return None
         point = self._planner.maker.seeded(trial.user_attrs[VALUES], trial.user_attrs[SEED])
-        watcher = Watcher(self._post, trial, point, lambda: self._leaving() or lease.lost.is_set())
+        watcher = Watcher(self._context, trial, point, lambda: self._leaving() or lease.lost.is_set())
         status: int | None = None
         try:
             tell(self.directory, self.name, "starting", trial.number)

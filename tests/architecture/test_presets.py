@@ -12,7 +12,7 @@ from calm_lightning.metrics import names
 from data_pipelines.cleaning.clean import Cleaning
 from data_pipelines.writing.settings import read_cleaning
 from sweeps.config import find_sweep, list_sweeps, load_sweep, sweep_to_yaml
-from sweeps.space.points import points
+from sweeps.space.points import PointMaker, grid
 
 
 @pytest.mark.parametrize("preset", list_presets())
@@ -43,7 +43,10 @@ def test_cleaning_rules_load_and_say_what_they_are(path: Path) -> None:
 def test_sweep_loads_and_its_points_are_valid(sweep: str, tmp_path: Path) -> None:
     name, _, preset = sweep.partition("/")
     config = load_sweep(find_sweep(name, preset))
-    assert points(config, tmp_path / "corpus", tmp_path / "runs")
+    maker = PointMaker(config, tmp_path / "corpus", tmp_path / "runs", vocabulary=1024)
+    made = [maker.make(values) for values in grid(maker)]
+    assert made
+    assert any(not point.refused for point in made)
     again = tmp_path / "resolved.yaml"
     again.write_text(sweep_to_yaml(config))
     assert load_sweep(again) == config

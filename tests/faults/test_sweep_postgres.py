@@ -19,7 +19,7 @@ import pytest
 from test_sweep_killed import finish, outcome, start, steps_taken, worker_pids
 
 from calm_lightning.errors import SweepError
-from sweeps.trials.record import TrialRecord
+from sweeps.trials.record import open_record
 from sweeps.trials.storage import shown
 
 pytest.importorskip("psycopg")
@@ -138,5 +138,5 @@ def test_an_unreachable_database_is_one_sentence_without_its_password(server: Se
     assert "secret" not in shown(server.address)
     wrong = server.address.rsplit("/", 1)[0] + "/nowhere"
     with pytest.raises(SweepError, match=r'database "nowhere" does not exist.*mend or delete it') as caught:
-        TrialRecord.open(wrong, "study", ["brier_lm"])
+        open_record(tmp_path, wrong, "study", ["brier_lm"])
     assert "secret" not in str(caught.value)

@@ -15,7 +15,7 @@ from calm_lightning.stages.watch import RunStopped
 from sweeps.cache.records import leases_directory
 from sweeps.cache.stage_cache import CacheUse, StageCache
 from sweeps.config import find_sweep, load_sweep
-from sweeps.space.points import Point, points
+from sweeps.space.points import Point, PointMaker, grid
 from sweeps.trials.leases import Leases
 from sweeps.work.objective import Objective
 
@@ -52,7 +52,8 @@ def objective(folder: Path, train: Any = execute) -> Objective:
 
 def made(folder: Path, *overrides: str) -> list[Point]:
     sweep = load_sweep(find_sweep("k4-sweet-spot"), ["tracking.mlflow=false", *STEPS, *overrides])
-    return points(sweep, Path("x"), folder, vocabulary=257)
+    maker = PointMaker(sweep, Path("x"), folder, vocabulary=257)
+    return [maker.baseline(), *(maker.make(values) for values in grid(maker))]
 
 
 def test_a_trial_trains_the_autoencoder_first_and_keeps_every_evaluation(tmp_path: Path) -> None:

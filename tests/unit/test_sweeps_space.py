@@ -14,7 +14,7 @@ from calm_lightning.flops.count import for_stage
 from sweeps.config import SweepConfig, find_sweep, list_sweeps, load_sweep, nested, sweep_to_yaml
 from sweeps.space.expressions import evaluate
 from sweeps.space.parameters import Parameter, parameters
-from sweeps.space.points import Point, PointMaker, axes_of, grid, points
+from sweeps.space.points import Point, PointMaker, grid
 from sweeps.validation import study_name, validate_sweep
 
 PLACES = (Path("corpora/x"), Path("runs"))
@@ -22,6 +22,13 @@ PLACES = (Path("corpora/x"), Path("runs"))
 
 def sample(*overrides: str) -> SweepConfig:
     return load_sweep(find_sweep("k4-sweet-spot", "sample"), overrides)
+
+
+def points(sweep: SweepConfig, corpus: Path, work_dir: Path, vocabulary: int | None = None) -> list[Point]:
+    """The baseline, where there is one, and all points of a grid."""
+    maker = PointMaker(sweep, corpus, work_dir, vocabulary)
+    made = [maker.baseline()] if sweep.include_baseline else []
+    return made + [maker.make(values) for values in grid(maker)]
 
 
 def write(folder: Path, text: str) -> SweepConfig:
@@ -82,7 +89,6 @@ def test_a_grid_of_two_keys_and_exceptions_for_some_points(tmp_path: Path) -> No
     assert [point.model.optim.lr == 0.5 for point in made] == [False, False, True, True]
     assert [point.autoencoder.trainer["max_steps"] for point in made if point.autoencoder] == [1000, 1000, 5, 5]
     assert [point.autoencoder.model.l for point in made if point.autoencoder] == [16, None, 16, None]
-    assert axes_of(made) == {"model.K": [2, 3], "model.l": [16, None]}
 
 
 def test_keys_with_dots_and_ranges(tmp_path: Path) -> None:
@@ -117,6 +123,16 @@ def test_derived_values_follow_from_swept_ones_in_both_models(tmp_path: Path) ->
         assert point.autoencoder.autoencoder.drop_latent == drop
         assert point.model.optim.warmup_steps == 100
         assert list(point.values) == ["model.K"], "what is derived is not swept"
+
+
+def test_expressions_know_the_shape_that_the_autoencoder_section_gives(tmp_path: Path) -> None:
+    text = "space: {model.K: [2]}\nautoencoder: {autoencoder: {d: 64}}\n"
+    text += "derived: {autoencoder.intermediate: autoencoder.d * 2}\n"
+    (made,) = trained(tmp_path, text + "constraints: [autoencoder.d == 64, autoencoder.intermediate == 128]\n")
+    assert not made.refused
+    assert made.autoencoder is not None
+    assert made.autoencoder.autoencoder == made.model.autoencoder
+    assert made.autoencoder.autoencoder.intermediate == 128
 
 
 def test_conditional_keys_multiply_only_where_they_hold(tmp_path: Path) -> None:
