@@ -20,6 +20,8 @@ from calm_lightning.cli.main import app
 from calm_lightning.config import RunConfig, list_presets, load_config
 from calm_lightning.errors import ConfigError
 from sweeps.config import find_sweep, list_sweeps, load_sweep
+from sweeps.space.points import PointMaker
+from sweeps.trials.planner import fixed_points, planned_trials
 from sweeps.validation import validate_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +84,22 @@ def test_commands_parse_and_their_configurations_resolve(page: Path) -> None:
             load_sweep(find_sweep(given["name"], given["preset"]), given["overrides"] or [])
         if words[:2] == ["sweep", "run"] and not given["name"].endswith(".yaml"):
             validate_sweep(load_sweep(find_sweep(given["name"], given["preset"]), given["overrides"] or []))
+
+
+def test_sweep_files_in_the_docs_make_points(tmp_path: Path) -> None:
+    found = 0
+    for page in PAGES:
+        for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
+            if language == "yaml" and "\nspace:" in block and block.startswith("name:"):
+                path = tmp_path / f"{found}.yaml"
+                path.write_text(block)
+                sweep = load_sweep(path)
+                validate_sweep(sweep)
+                maker = PointMaker(sweep, tmp_path, tmp_path, vocabulary=257)
+                assert planned_trials(maker)
+                assert not any(point.refused for point in fixed_points(maker))
+                found += 1
+    assert found
 
 
 def test_every_preset_and_sweep_is_described() -> None:
