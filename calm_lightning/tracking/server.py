@@ -1,29 +1,43 @@
-"""Serves the MLflow UI over the store, on loopback unless told otherwise.
+"""Serves the MLflow UI over a store, on loopback unless told otherwise.
 
-The server is a process of its own (`python -m mlflow server`), so a crash or a stop of it touches no run. It has
-no log-in: whoever reaches the port can read and delete runs, hence loopback by default.
+The server is a process of its own, so a crash or a stop of it touches no run. It has no log-in: whoever reaches the
+port can read and delete runs, hence loopback by default. MLflow's job runners are not started: they are for judging
+chat applications, and cost seven processes and half of the time to start.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import IO
+from urllib.parse import urlsplit
 
 from calm_lightning.errors import TrackingError
 from calm_lightning.tracking.config import TrackingConfig
-from calm_lightning.tracking.store import quiet_environment, require_mlflow, store_dir, tracking_uri
+from calm_lightning.tracking.places import place_beside
+from calm_lightning.tracking.server_hosts import allowed_hosts, allowed_origins, check_port, names_of, url_of
+from calm_lightning.tracking.server_process import PARENT
+from calm_lightning.tracking.store import quiet_environment, require_mlflow
 
-_START_SECONDS = 90.0
+__all__ = ["check_port", "serve", "server_command"]
+
+_START_SECONDS, _STOP_SECONDS = 90.0, 5.0
+_LONGEST_REASON = 300
 
 
-def server_command(config: TrackingConfig, work_dir: str | Path, host: str, port: int) -> list[str]:
+def server_command(
+    config: TrackingConfig, work_dir: str | Path, host: str, port: int, names: Sequence[str] = ()
+) -> list[str]:
     """Return the command line of the server.
 
     Args:
@@ -31,42 +45,35 @@ def server_command(config: TrackingConfig, work_dir: str | Path, host: str, port
         work_dir: The work directory beside which the embedded store lies.
         host: Address to listen on.
         port: TCP port.
+        names: Further names by which browsers may reach it.
 
     Raises:
-        TrackingError: MLflow is not installed, or there is no embedded store yet.
+        TrackingError: MLflow is not installed, or there is no store in a file yet.
     """
     require_mlflow()
-    directory = store_dir(work_dir)
-    if not config.uri and not (directory / "mlflow.db").is_file():
-        raise TrackingError(
-            f"there is no MLflow store at {directory / 'mlflow.db'} yet: train something first "
-            "(calm reproduce k4-sweet-spot), or point --work-dir at the directory that was trained in"
-        )
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri(config, work_dir)]
-    if not config.uri:
-        command += ["--default-artifact-root", (directory / "artifacts").as_uri()]
-    return [*command, "--host", host, "--port", str(port), "--workers", "1"]
+    place = place_beside(work_dir, config.uri)
+    command = [sys.executable, "-m", "calm_lightning.tracking.server_process", "server"]
+    command += ["--backend-store-uri", place.uri]
+    if place.directory is not None:
+        if not (database := Path(place.uri.removeprefix("sqlite:///"))).is_file():
+            raise TrackingError(
+                f"there is no MLflow store at {database} yet: train something first "
+                "(calm reproduce k4-sweet-spot), or point --work-dir at the directory that was trained in"
+            )
+        command += ["--default-artifact-root", (place.directory / "artifacts").as_uri()]
+    known = [*names_of(host), *names]
+    command += ["--host", host, "--port", str(port), "--workers", "1", "--allowed-hosts", allowed_hosts(known)]
+    return [*command, *(("--cors-allowed-origins", allowed_origins(known, port)) if known else ())]
 
 
-def check_port(host: str, port: int) -> None:
-    """Check that a server may listen on host:port.
-
-    Raises:
-        TrackingError: The port is taken or the address is not this machine's.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise TrackingError(
-            f"cannot listen on {host}:{port} ({error.strerror}): "
-            f"choose another port, for example --port {port % 65535 + 1}"
-        ) from None
-
-
-def serve(config: TrackingConfig, work_dir: str | Path, host: str, port: int, announce: Callable[[str], None]) -> int:
+def serve(
+    config: TrackingConfig,
+    work_dir: str | Path,
+    host: str,
+    port: int,
+    announce: Callable[[str], None],
+    names: Sequence[str] = (),
+) -> int:
     """Run the UI's server until it is interrupted.
 
     Args:
@@ -75,6 +82,7 @@ def serve(config: TrackingConfig, work_dir: str | Path, host: str, port: int, an
         host: Address to listen on.
         port: TCP port.
         announce: Called once with the URL when the server answers.
+        names: Further names by which browsers may reach it.
 
     Returns:
         0 after Ctrl-C or SIGTERM, otherwise the server's exit status.
@@ -82,50 +90,64 @@ def serve(config: TrackingConfig, work_dir: str | Path, host: str, port: int, an
     Raises:
         TrackingError: No MLflow, no store, the port is taken, or the server does not start.
     """
-    command = server_command(config, work_dir, host, port)
+    command = server_command(config, work_dir, host, port, names)
     check_port(host, port)
     previous = signal.signal(signal.SIGTERM, _interrupt)
-    # A session of its own: Ctrl-C reaches us alone, and we stop the server with all its workers.
-    server = subprocess.Popen(
-        command,
-        env={**os.environ, **quiet_environment(), "MLFLOW_LOGGING_LEVEL": "ERROR"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        _wait_until_it_answers(server, command, host, port)
-        announce(f"http://{host}:{port}")
-        return server.wait()
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        _stop(server)
-        signal.signal(signal.SIGTERM, previous)
+    environment = {**os.environ, **quiet_environment(), "MLFLOW_LOGGING_LEVEL": "ERROR", PARENT: str(os.getpid())}
+    environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    with tempfile.TemporaryFile() as output:
+        # A session of its own: Ctrl-C reaches us alone, and we stop the server with all its workers.
+        server = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            _wait_until_it_answers(server, host, port, output)
+            announce(url_of(host, port))
+            return server.wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            _stop(server)
+            signal.signal(signal.SIGTERM, previous)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _wait_until_it_answers(server: subprocess.Popen[bytes], command: list[str], host: str, port: int) -> None:
+def _wait_until_it_answers(server: subprocess.Popen[bytes], host: str, port: int, output: IO[bytes]) -> None:
+    """Wait until the server takes connections.
+
+    Raises:
+        TrackingError: It ends before, or takes too long.
+    """
+    address = (str(urlsplit(url_of(host, port)).hostname), port)
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
         try:
-            with socket.create_connection((host, port), timeout=1.0):
+            with socket.create_connection(address, timeout=1.0):
                 return
         except OSError:
-            time.sleep(0.2)
-    raise TrackingError(f"the MLflow server did not start: run it by hand to see why: {' '.join(command)}")
+            time.sleep(0.1)
+    output.seek(0)
+    said = [line.strip() for line in output.read().decode(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in said if re.match(r"[\w.]*(Error|Exception)\b", line)] or said
+    reason = errors[-1][:_LONGEST_REASON] if errors else f"exit status {server.poll()}"
+    if any("out-of-date database schema" in line for line in said):
+        reason = "the store was made by an older MLflow: make a copy of it, then run mlflow db upgrade on it"
+    raise TrackingError(f"the MLflow server did not start: {reason}")
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
     """End the server and its workers, with force if they do not go."""
-    for sign, seconds in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(server.pid, sign)
-            server.wait(seconds)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(_STOP_SECONDS)
+        os.killpg(server.pid, signal.SIGKILL)  # the group outlives its leader where a worker does not go
+    server.wait()
