@@ -111,7 +111,8 @@ def free_keys(models: Sequence[Model], sweep_of: dict[str, str]) -> list[str]:
 
 def following_keys(models: Sequence[Model], chosen: Sequence[str]) -> list[str]:
     """Return the settings that differ among the models although they are not chosen."""
-    return [key for key in SETTINGS if key not in chosen and len(values_of(models, key)) > 1]
+    known = dict.fromkeys([*SETTINGS, *(key for model in models for key in model.runs[0].settings)])
+    return [key for key in known if key not in chosen and len(values_of(models, key)) > 1]
 
 
 def contrasts(models: Sequence[Model], keys: Sequence[str], sweep_of: dict[str, str]) -> list[Contrast]:

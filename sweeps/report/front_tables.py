@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from sweeps.front.series import Series
 from sweeps.report.findings import Findings
 from sweeps.report.grids import Grid
 from sweeps.report.seeds import MeanPoint, Model
 from sweeps.report.tables import quantity, scientific
+from sweeps.report.words import counted
 
 MOST_OTHERS = 12
 """Models beside those on the front that the terminal lists."""
@@ -34,8 +37,9 @@ def front_grid(findings: Findings, most_others: int | None = None) -> Grid:
     listed = rest[:most_others]
     rows += [("", *_cells(model, model.final, findings)) for model in listed]
     notes = [
-        f"Front of models: {len(findings.front)} evaluations of {len(standing)} models; hypervolume "
-        f"{findings.hypervolume:.3f} decades of FLOPs x percent, below {scientific(findings.reference)} FLOPs.",
+        f"Front of models: {counted(len(findings.front), 'evaluation')} of {counted(len(standing), 'model')}; "
+        f"hypervolume {findings.hypervolume:.3f} decades of FLOPs x percent, below {scientific(findings.reference)} "
+        "FLOPs.",
     ]
     if findings.several_seeds:
         notes.append(f"Front of all single runs, which lucky seeds lift: hypervolume {findings.runs_hypervolume:.3f}.")
@@ -51,18 +55,17 @@ def front_grid(findings: Findings, most_others: int | None = None) -> Grid:
 
 
 def _cells(model: Model, point: MeanPoint, findings: Findings) -> tuple[str, str, str, str, str]:
-    label = f"{model.label}{' (stopped early)' if model.pruned else ''}"
     share = f"{100 * findings.shares.get(model.slug, 0.0):.0f} %"
     mark = "" if point.whole else " †"
-    return label, scientific(point.train_flops), score(point) + mark, f"{len(model.runs)}", share
+    return model.named, scientific(point.train_flops), score(point) + mark, f"{len(model.runs)}", share
 
 
 def models_grid(findings: Findings) -> Grid:
     """Return every model's last evaluation with parameters, both costs and tokens, by rising training FLOPs."""
     rows = [
         (
-            f"{model.label}{' (stopped early)' if model.pruned else ''}",
-            quantity(model.parameters),
+            model.named,
+            quantity(model.parameters) if model.parameters else "-",
             scientific(model.final.train_flops),
             scientific(model.final.inference_flops_per_token),
             quantity(model.final.text_tokens),
@@ -73,8 +76,26 @@ def models_grid(findings: Findings) -> Grid:
     ]
     head = ("model", "parameters", "training FLOPs", "FLOPs per token", "text tokens", "BrierLM [95 %]", "seeds")
     dagger = any(not model.final.whole for model in findings.models)
-    notes = ("†: mean of the seeds that were not stopped early, hence too good; such means stand on no front.",)
+    notes = (
+        "†: mean of the seeds that came so far; where others were stopped early it is too good. Such means stand on no "
+        "front.",
+    )
     return Grid("Last evaluations", head, tuple(rows), notes if dagger else ())
+
+
+def brier_grid(series: Sequence[Series]) -> Grid:
+    """Return Brier-1..4, the factors of BrierLM, of every run's last evaluation."""
+    rows = [
+        (
+            one.label,
+            str(one.seed),
+            *(f"{value:.2f} ± {se:.2f}" for value, se in zip(one.final.brier, one.final.brier_se, strict=True)),
+        )
+        for one in sorted(series, key=lambda one: one.final.train_flops)
+    ]
+    head = ("model", "seed", "Brier-1", "Brier-2", "Brier-3", "Brier-4")
+    notes = ("Brier-n scores the next n tokens as one outcome; BrierLM is 0 where one of the four is not above 0.",)
+    return Grid("Brier-1 to Brier-4 of the last evaluation, percent ± SE", head, tuple(rows), notes)
 
 
 def seeds_grid(findings: Findings, most: int | None = None) -> Grid | None:

@@ -30,6 +30,8 @@ from scipy.special import stdtrit
 from calm_lightning.metrics.names import ScorePoint
 from sweeps.front.series import COMPLETE, PRUNED, Series
 
+UNFINISHED = "unfinished"
+"""State of a series whose run is still being trained, or was left in the middle."""
 LEVEL = 0.95
 """Probability that intervals are made for."""
 
@@ -43,6 +45,7 @@ class MeanPoint:
         train_flops: Training FLOPs, the autoencoder's included.
         inference_flops_per_token: FLOPs to generate one text token.
         text_tokens: Text tokens trained on.
+        seconds: Seconds of training of the language model, mean over seeds.
         score: BrierLM, percent, mean over seeds.
         spread: Standard deviation of BrierLM between seeds, percent; None for a single run.
         evaluation_se: Standard error of the evaluation, percent (root mean square over seeds).
@@ -51,14 +54,15 @@ class MeanPoint:
         low: Lower end of the 95 % interval, percent, at least 0.
         high: Upper end of the 95 % interval, percent.
         seeds: Seeds that the mean is over.
-        of: Seeds that the model was trained with. Where `seeds` is smaller, the others were stopped before: what is
-            left are survivors, whose mean is too good.
+        of: Seeds that the model was trained with. Where `seeds` is smaller, the others were stopped before, so that
+            what is left are survivors, whose mean is too good; or they have not come so far yet.
     """
 
     step: int
     train_flops: float
     inference_flops_per_token: float
     text_tokens: float
+    seconds: float
     score: float
     spread: float | None
     evaluation_se: float
@@ -109,6 +113,17 @@ class Model:
         return all(run.state == PRUNED for run in self.runs)
 
     @property
+    def unfinished(self) -> bool:
+        """Whether one of its seeds is still being trained, or was left in the middle."""
+        return any(run.state == UNFINISHED for run in self.runs)
+
+    @property
+    def named(self) -> str:
+        """The label, with what is to be known of a model whose last evaluation is not the end of its training."""
+        note = " (stopped early)" if self.pruned else " (unfinished)" if self.unfinished else ""
+        return f"{self.label}{note}"
+
+    @property
     def parameters(self) -> int:
         """Trained parameters, the autoencoder's left out."""
         return self.runs[0].parameters
@@ -155,6 +170,7 @@ def mean_point(points: Sequence[ScorePoint], of: int) -> MeanPoint:
         train_flops=float(np.mean([point.train_flops for point in points])),
         inference_flops_per_token=first.inference_flops_per_token,
         text_tokens=first.text_tokens,
+        seconds=float(np.mean([point.seconds for point in points])),
         score=score,
         spread=spread,
         evaluation_se=math.sqrt(evaluation),

@@ -69,6 +69,7 @@ def _between(before: MeanPoint, after: MeanPoint, cost: float) -> MeanPoint:
         after,
         train_flops=cost,
         text_tokens=mixed("text_tokens"),
+        seconds=mixed("seconds"),
         score=mixed("score"),
         spread=None if before.spread is None or after.spread is None else mixed("spread"),
         evaluation_se=mixed("evaluation_se"),

@@ -40,7 +40,7 @@ def show_report(console: Console, findings: Findings) -> None:
         console.print(Text(f"\n{NOT_COMPARABLE}"))
     console.print(Text("\nWhat the results depend on (fANOVA)", style="bold"))
     _bullets(console, [in_words(found) for found in findings.importances])
-    rows = failures(findings)
+    rows = failures(findings.gathered)
     if rows:
         console.print()
         console.print(failures_grid(rows[:_MOST_FAILURES]).to_terminal())

@@ -1,4 +1,4 @@
-"""What a report says in sentences: question, budget, fairness, what cannot be concluded, how to repeat it."""
+"""What a report says in sentences: question, method, budget, fairness, what cannot be concluded."""
 
 from __future__ import annotations
 
@@ -9,23 +9,29 @@ from typing import Any
 
 import yaml
 
-from calm_lightning.config import read_yaml
-from calm_lightning.errors import CalmError
 from sweeps import artifacts
 from sweeps.config import BudgetConfig, SweepConfig
 from sweeps.front.series import PRUNED, Series
-from sweeps.report.comparisons import calm_models, shown, titled, values_of
+from sweeps.report.comparisons import calm_models, following_keys, short, shown, titled, values_of
 from sweeps.report.findings import Findings
-from sweeps.report.seeds import complete
+from sweeps.report.gathering import Gathered
+from sweeps.report.seeds import UNFINISHED, complete
 from sweeps.report.tables import quantity, scientific
 
 
 def question(findings: Findings) -> list[str]:
-    """Return what the sweep asks, in sentences."""
+    """Return what is asked, in sentences."""
+    models = findings.models
+    if len(models) == 1:
+        return [f"How well does {models[0].label} continue text, and what did that cost?"]
     varied = [f"{titled(key)} ({_values(findings, key)})" for key in findings.free]
     asked = "Which models give the highest BrierLM for their training FLOPs"
     lines = [f"{asked}, when these are varied: {'; '.join(varied)}?" if varied else f"{asked}?"]
-    if any(model.stage == "baseline" for model in findings.models):
+    follow = following_keys(calm_models(models), findings.free)
+    if varied and follow:
+        shown_keys = ", ".join(dict.fromkeys(short(key) for key in follow))
+        lines.append(f"These follow from what is varied, or go along with it: {shown_keys}.")
+    if any(model.stage == "baseline" for model in models) and calm_models(models):
         lines.append("A token Transformer with the same data is trained beside them as the baseline.")
     return lines
 
@@ -37,7 +43,7 @@ def _values(findings: Findings, key: str) -> str:
     return f"{len(values)} values from {shown(values[0])} to {shown(values[-1])}"
 
 
-def method(findings: Findings) -> list[str]:
+def method(gathered: Gathered) -> list[str]:
     """Return how it was asked."""
     lines = [
         "CALM packs K tokens into one latent vector with an autoencoder and predicts the next latent instead of the "
@@ -46,29 +52,11 @@ def method(findings: Findings) -> list[str]:
         "Every evaluation during training is a point of the plane of training FLOPs and BrierLM. The front holds those "
         "that no other beats in both.",
     ]
-    for record in findings.gathered.records:
+    for record in gathered.records:
         sampler = record.config.sampler
         drawn = "all combinations" if sampler.points is None else f"{sampler.points} points"
         lines.append(f"{record.study}: {drawn} from the sampler {sampler.name}.")
-    protocol = evaluation_protocol(findings.gathered.series)
-    return [*lines, *([protocol] if protocol else [])]
-
-
-def evaluation_protocol(series: Sequence[Series]) -> str:
-    """Return how scores were measured, from the configuration in a run directory; "" where it is gone."""
-    for one in series:
-        path = Path(one.run_dir) / "config.yaml"
-        if path.is_file():
-            try:
-                config: Any = read_yaml(path)
-                data, evaluation = config["data"], config["evaluation"]
-                return (
-                    f"Scored in blocks of {data['block_tokens']} tokens at every {evaluation['start_stride']}th token "
-                    f"with {evaluation['samples']} samples."
-                )
-            except (CalmError, KeyError, TypeError):
-                return ""
-    return ""
+    return lines
 
 
 def budget_rule(budget: BudgetConfig) -> str:
@@ -89,14 +77,25 @@ def budget_line(findings: Findings) -> str:
     """Return corpus, counts and seeds in one line."""
     gathered = findings.gathered
     corpora = " and ".join(dict.fromkeys(Path(record.config.corpus.out).name for record in gathered.records))
+    return " · ".join([*([f"{corpora} corpus"] if corpora else []), *counts(gathered, len(findings.models))])
+
+
+def counts(gathered: Gathered, models: int) -> list[str]:
+    """Return how many models, runs and seeds there are, and what became of them."""
     seeds = sorted({one.seed for one in gathered.series})
-    stopped = sum(one.state == PRUNED for one in gathered.series)
-    failed = sum(len(record.failures) for record in gathered.records)
-    parts = [f"{corpora} corpus", f"{len(findings.models)} models", f"{len(gathered.series)} trials"]
-    parts += [f"{stopped} stopped early"] if stopped else []
-    parts += [f"{failed} failed"] if failed else []
+    what = "trial" if gathered.records else "run"
+    unfinished = sum(one.state == UNFINISHED for one in gathered.series)
+    parts = [counted(models, "model"), counted(len(gathered.series), what)]
+    parts += [f"{gathered.stopped} stopped early"] if gathered.stopped else []
+    parts += [f"{gathered.failed} failed"] if gathered.failed else []
+    parts += [f"{unfinished} unfinished"] if unfinished else []
     parts += [f"{gathered.unfinished} still to come"] if gathered.unfinished else []
-    return " · ".join([*parts, f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"])
+    return [*parts, f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"]
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number with its noun: "1 run", "3 runs"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def fairness(findings: Findings) -> list[str]:
@@ -110,11 +109,12 @@ def fairness(findings: Findings) -> list[str]:
             f"Completely trained models saw {_span(tokens, quantity)} text tokens and took {_span(costs, scientific)} "
             "training FLOPs."
         )
-    lines.append(
-        "Training FLOPs include those of the model's autoencoder in full, also where several models share one."
-    )
-    swept = {key for one in findings.gathered.series for key in one.values}
-    lines.append(_order(swept))
+    if calm_models(findings.models):
+        lines.append(
+            "Training FLOPs include those of the model's autoencoder in full, also where several models share one."
+        )
+    if len(findings.gathered.series) > 1:
+        lines.append(_order({key for one in findings.gathered.series for key in (*one.values, *one.settings)}))
     seeds = sorted({one.seed for one in findings.gathered.series})
     for record in findings.gathered.records:
         lines += _exceptions(record.config, len(seeds))
@@ -124,7 +124,7 @@ def fairness(findings: Findings) -> list[str]:
 def _order(swept: set[str]) -> str:
     moved = sorted(key for key in swept if key.split(".")[0] in ("data", "evaluation", "seed"))
     if moved:
-        return f"Data or evaluation differ between models, because these keys are swept: {', '.join(moved)}."
+        return f"Data or evaluation differ between models, because these keys differ: {', '.join(moved)}."
     return (
         "Data order is the same for all models of one seed; evaluation blocks and start positions are the same for all "
         "models and seeds."
@@ -158,22 +158,8 @@ def limits(findings: Findings) -> list[str]:
     """Return what cannot be concluded: what the sweep file says, and what follows from what is there."""
     gathered = findings.gathered
     lines = [caveat for record in gathered.records for caveat in record.config.caveats]
-    if gathered.unfinished:
-        missing = f"{gathered.unfinished} {'trial is' if gathered.unfinished == 1 else 'trials are'} missing"
-        lines.append(f"{missing}: the sweep goes on or was stopped, and the front can still move.")
-    single = sum(model.single for model in findings.models)
-    if single:
-        lines.append(
-            f"Trained with one seed: {single} of {len(findings.models)} models. Their intervals do not hold what "
-            "another seed would change, so neighbours cannot be ranked."
-        )
-    if findings.several_seeds:
-        lines.append("With few seeds the spread between them is itself uncertain; Student's t widens the intervals.")
-    stopped = sum(one.state == PRUNED for one in gathered.series)
-    if stopped:
-        lines.append(f"{stopped} trials were stopped early: their last scores are not those of a whole training.")
-    if sum(len(record.failures) for record in gathered.records):
-        lines.append("Failed trials have no score: what failed more often looks better than it is.")
+    lines += _missing(findings)
+    lines += _uncertain(findings)
     if len(findings.models) > 2:
         lines.append(
             f"The best of {len(findings.models)} models was chosen by its score, which is therefore too good; that of "
@@ -183,19 +169,59 @@ def limits(findings: Findings) -> list[str]:
         "An evaluation in the middle of a training is not what a training for that budget would give: where the "
         "learning rate comes down, it had not done so yet."
     )
-    if not any(key.endswith("optim.lr") for key in findings.free):
+    several = len(findings.models) > 1
+    if several and not any(key.endswith("optim.lr") for key in findings.free):
         lines.append("Learning rates were not tuned for each model: another one could favour another model.")
-    if any(model.stage == "baseline" for model in findings.models):
+    if several and any(model.stage == "baseline" for model in findings.models) and calm_models(findings.models):
         lines.append("CALM starts more slowly than a Transformer and gains later: small budgets favour the baseline.")
     if len(gathered.records) > 1:
         lines.append("The sweeps may differ in budget, corpus and protocol; compare across them with care.")
+    if not gathered.records:
+        lines.append(
+            "BrierLM depends on corpus, tokenizer and block length: these numbers compare with one another only."
+        )
     return list(dict.fromkeys(lines))
 
 
-def failures(findings: Findings) -> list[tuple[str, str, str, str]]:
+def _missing(findings: Findings) -> list[str]:
+    """Return what is not there, and what that does to the rest."""
+    gathered, lines = findings.gathered, []
+    if gathered.unfinished:
+        missing = f"{gathered.unfinished} {'trial is' if gathered.unfinished == 1 else 'trials are'} missing"
+        lines.append(f"{missing}: the sweep goes on or was stopped, and the front can still move.")
+    unfinished = sum(one.state == UNFINISHED for one in gathered.series)
+    if unfinished:
+        runs = f"{unfinished} of {counted(len(gathered.series), 'run')} {'is' if unfinished == 1 else 'are'} unfinished"
+        lines.append(f"{runs}: their last scores are not those of a whole training.")
+    if gathered.stopped:
+        lines.append(
+            f"{counted(gathered.stopped, 'run')} {'was' if gathered.stopped == 1 else 'were'} stopped early: the last "
+            "score is then not that of a whole training."
+        )
+    if gathered.failed:
+        lines.append("Failed trials have no score: what failed more often looks better than it is.")
+    return lines
+
+
+def _uncertain(findings: Findings) -> list[str]:
+    """Return what seeds say, and do not say."""
+    single, lines = sum(model.single for model in findings.models), []
+    if single and len(findings.models) == 1:
+        lines.append("There is one run with one seed: its interval does not hold what another seed would change.")
+    elif single:
+        lines.append(
+            f"Trained with one seed: {single} of {len(findings.models)} models. Their intervals do not hold what "
+            "another seed would change, so neighbours cannot be ranked."
+        )
+    if findings.several_seeds:
+        lines.append("With few seeds the spread between them is itself uncertain; Student's t widens the intervals.")
+    return lines
+
+
+def failures(gathered: Gathered) -> list[tuple[str, str, str, str]]:
     """Return trial, model, seed and reason of every failed or stopped trial."""
     found = []
-    for mark, record in zip(findings.gathered.marks, findings.gathered.records, strict=True):
+    for mark, record in zip(gathered.marks, gathered.records, strict=True):
         found += [
             (f"{mark}{failure.trial}", failure.label, str(failure.seed), f"failed: {failure.reason}")
             for failure in record.failures
@@ -208,10 +234,9 @@ def failures(findings: Findings) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def sweep_commands(findings: Findings) -> list[str]:
+def sweep_commands(gathered: Gathered) -> list[str]:
     """Return the commands that repeat the sweeps."""
-    records = findings.gathered.records
-    return [f"calm sweep run {_path(record.directory / artifacts.CONFIG)}" for record in records]
+    return [f"calm sweep run {_path(record.directory / artifacts.CONFIG)}" for record in gathered.records]
 
 
 def _path(path: Path) -> str:
@@ -220,9 +245,9 @@ def _path(path: Path) -> str:
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
-def report_command(findings: Findings, out: Path | None) -> str:
+def report_command(gathered: Gathered, out: Path | None) -> str:
     """Return the command that makes this report anew."""
-    places = [_path(record.directory) for record in findings.gathered.records]
+    places = [_path(record.directory) for record in gathered.records]
     tail = [] if out is None else ["--out", _path(out)]
     return " ".join(["calm sweep report", *places, *tail])
 

@@ -15,8 +15,10 @@ from sweeps.report.png.history import draw_history
 from sweeps.report.png.importance import draw_importance
 from sweeps.report.png.parallel import draw_parallel
 from sweeps.report.png.slices import draw_slices
+from sweeps.report.sources.material import read_sweeps
+from sweeps.report.sources.report import make_report
 from sweeps.report.web.page import write_page
-from sweeps.report.words import budget_line
+from sweeps.report.words import budget_line, report_command
 
 PAGE = "report.html"
 FIGURES = {
@@ -58,9 +60,11 @@ def write_report(findings: Findings, place: Path, out: Path | None = None) -> li
     """
     scratch = place.with_name(f".{place.name}.partial-{os.getpid()}")
     line = budget_line(findings)
+    material = read_sweeps(findings.gathered.records)
+    page = make_report(material, report_command(findings.gathered, out), findings=findings)
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        write_page(scratch / PAGE, findings, out)
+        write_page(scratch / PAGE, page)
         for name, draw in FIGURES.items():
             draw(scratch / name, findings, line)
         for name, frame_of in TABLES.items():

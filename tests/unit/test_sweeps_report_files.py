@@ -224,7 +224,7 @@ def test_page_needs_no_network_and_holds_what_a_colleague_asks(tmp_path: Path) -
     library = get_plotlyjs()
     assert page.count(library) == 1
     rest = page.replace(library, "")
-    assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!#)|@import|url\(|<link|https?:", rest)
+    assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!#|data:)|@import|url\(|<link|https?:", rest)
     for part in (
         "Question",
         "Fairness",
@@ -276,9 +276,9 @@ def test_words_say_what_is_shared_missing_and_stopped() -> None:
     findings = find(gather([record(grid(seeds=(0, 1)), unfinished=1, autoencoder_seed=0)]), importance=False)
     assert any("All seeds share one autoencoder" in line for line in fairness(findings))
     assert any(line.startswith("1 trial is missing") for line in limits(findings))
-    assert [row[3] for row in failures(findings)] == ["stopped early: it lies under the front"] * 2
+    assert [row[3] for row in failures(findings.gathered)] == ["stopped early: it lies under the front"] * 2
     swept = find(gather([record([run([1.0], {"data.batch_tokens": b}) for b in (512, 1024)])]), importance=False)
-    assert any("these keys are swept: data.batch_tokens" in line for line in fairness(swept))
+    assert any("these keys differ: data.batch_tokens" in line for line in fairness(swept))
 
 
 def test_names_cover_neither_each_other_nor_points() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -13,7 +14,7 @@ from sweeps.report.tables import quantity
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 AXIS = {"showline": True, "linecolor": style.FRONT, "gridcolor": style.GRID, "ticks": "outside", "zeroline": False}
-COST_AXIS = {"type": "log", "dtick": "D2", "exponentformat": "power", "minor": {"ticks": "outside"}}
+COST_AXIS = {"type": "log", "dtick": "D2", "tickformat": "~e", "minor": {"ticks": "outside"}}
 
 
 def dress(figure: go.Figure, height: int, legend: bool = True) -> None:
@@ -39,6 +40,22 @@ def dress(figure: go.Figure, height: int, legend: bool = True) -> None:
         title.update(font={"size": 14, "color": style.INK})
 
 
+def add_switch(figure: go.Figure, views: Sequence[tuple[str, Sequence[Sequence[Any]], str]]) -> None:
+    """Put buttons above a chart that exchange its x values, and set them to the first.
+
+    Args:
+        figure: The chart, drawn with the first view.
+        views: For each button its text, the x values of every trace, and the title of the x axis.
+    """
+    buttons = [
+        {"label": name, "method": "update", "args": [{"x": [list(x) for x in values]}, {"xaxis.title.text": title}]}
+        for name, values, title in views
+    ]
+    menu = {"type": "buttons", "direction": "right", "showactive": True, "buttons": buttons}
+    place = {"x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom", "pad": {"t": 0, "r": 0}}
+    figure.update_layout(updatemenus=[{**menu, **place, "font": {"size": 12}}])
+
+
 def to_html(figure: go.Figure, name: str) -> str:
     """Return a chart as a piece of the page, without the library.
 
@@ -60,8 +77,8 @@ def hover(model: Model, point: MeanPoint) -> str:
     return (
         f"<b>{html.escape(model.label)}</b>, step {point.step:,}{values}<br>BrierLM {point.score:.3f} "
         f"[{point.low:.3f}, {point.high:.3f}], SE {point.se:.3f}<br>{spread}{note}<br>"
-        f"{quantity(point.text_tokens)} text tokens<br>training {point.train_flops:.3e} FLOPs<br>"
-        f"inference {point.inference_flops_per_token:.3e} FLOPs/token"
+        f"{quantity(point.text_tokens)} text tokens, {point.seconds:,.0f} s<br>"
+        f"training {point.train_flops:.3e} FLOPs<br>inference {point.inference_flops_per_token:.3e} FLOPs/token"
     )
 
 

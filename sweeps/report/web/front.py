@@ -11,10 +11,16 @@ from sweeps.report import style
 from sweeps.report.findings import Findings
 from sweeps.report.palette import palette
 from sweeps.report.seeds import MeanPoint, Model
-from sweeps.report.web.dressing import COST_AXIS, bars, dress, hover
+from sweeps.report.web.dressing import COST_AXIS, add_switch, bars, dress, hover
 
 _MOST_BARS = 40
 _LARGE, _SMALL = 13, 6
+COSTS: tuple[tuple[str, Callable[[MeanPoint], float], str], ...] = (
+    ("training FLOPs", lambda point: point.train_flops, style.TRAIN_AXIS),
+    ("text tokens", lambda point: point.text_tokens, "text tokens that the language model was trained on"),
+    ("seconds", lambda point: point.seconds, "seconds of training the language model, evaluation left out"),
+)
+"""What learning curves are drawn over."""
 
 
 def front_chart(findings: Findings) -> go.Figure:
@@ -44,12 +50,20 @@ def front_chart(findings: Findings) -> go.Figure:
 
 
 def curves_chart(findings: Findings) -> go.Figure:
-    """Return the learning curves over text tokens."""
+    """Return the learning curves, with a switch between what they are drawn over: FLOPs, text tokens, seconds."""
     figure = make_subplots(rows=1, cols=1)
-    _curves(figure, findings, lambda point: point.text_tokens, column=1)
-    dress(figure, 480)
-    figure.update_xaxes(**COST_AXIS, title_text="text tokens trained on")
+    _curves(figure, findings, COSTS[0][1], column=1)
+    dress(figure, 500)
+    figure.update_xaxes(**COST_AXIS, title_text=COSTS[0][2])
     figure.update_yaxes(rangemode="tozero", title_text=style.SCORE_AXIS)
+    places = [_places(models, last=False) for _, _, models in _looks(findings)]
+    add_switch(
+        figure,
+        [
+            (name, [[None if place is None else cost(place[1]) for place in one] for one in places], title)
+            for name, cost, title in COSTS
+        ],
+    )
     return figure
 
 
@@ -97,21 +111,35 @@ def _line(figure: go.Figure, points: Sequence[tuple[float, float]], name: str, c
     )
 
 
-def _curves(
-    figure: go.Figure, findings: Findings, cost: Callable[[MeanPoint], float], column: int, last: bool = False
-) -> None:
-    """Add all models, those of one look as one trace with gaps between them."""
+Place = tuple[Model, MeanPoint] | None
+"""An evaluation of a model; None is a gap between curves."""
+
+
+def _looks(findings: Findings) -> list[tuple[str, style.Look, list[Model]]]:
+    """Return name, look and models of each trace, the baseline first."""
     colours = palette(findings.models, findings.free)
     groups: dict[str, list[Model]] = {}
     for model in sorted(findings.models, key=lambda one: one.stage != "baseline"):
         groups.setdefault(colours.name(model), []).append(model)
+    return [(name, colours.look(models[0]), models) for name, models in groups.items()]
+
+
+def _places(models: Sequence[Model], last: bool) -> list[Place]:
+    """Return the evaluations of one trace, or the last ones only, with gaps between models."""
+    places: list[Place] = []
+    for model in models:
+        places += [(model, point) for point in ([model.final] if last else model.curve)]
+        places.append(None)
+    return places
+
+
+def _curves(
+    figure: go.Figure, findings: Findings, cost: Callable[[MeanPoint], float], column: int, last: bool = False
+) -> None:
+    """Add all models, those of one look as one trace with gaps between them."""
     many = len(findings.models) > _MOST_BARS
-    for name, models in groups.items():
-        look = colours.look(models[0])
-        places: list[tuple[Model, MeanPoint] | None] = []
-        for model in models:
-            places += [(model, point) for point in ([model.final] if last else model.curve)]
-            places.append(None)
+    for name, look, models in _looks(findings):
+        places = _places(models, last)
         points = [None if place is None else place[1] for place in places]
         barred = [place[1] if place is not None and (not many or _is_last(place)) else None for place in places]
         figure.add_trace(

@@ -1,0 +1,1 @@
+"""Runs of any origin (directories, sweeps, MLflow), as a report needs them."""
