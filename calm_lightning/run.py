@@ -9,22 +9,17 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from calm_lightning.assembly import (
     CHECKPOINT,
     CONFIG,
     RESULT,
     SAMPLE,
-    TOKENIZER,
-    WEIGHTS,
     FinishedAutoencoder,
     build_ledger,
     build_stage,
@@ -34,29 +29,21 @@ from calm_lightning.assembly import (
     load_result,
     resolve,
 )
-from calm_lightning.checkpoints.files import save_tensors
-from calm_lightning.config import RunConfig, identity, to_yaml
+from calm_lightning.config import RunConfig, essentials, identity, to_yaml
 from calm_lightning.config.validation import validate
 from calm_lightning.data.datamodule import PileDataModule
-from calm_lightning.data.texts import CorpusSplit
-from calm_lightning.data.tokenizers import save_tokenizer
 from calm_lightning.errors import BusyError, CheckpointError
-from calm_lightning.language_model.heads.registry import sampling_in_words
+from calm_lightning.finishing import write_finished, write_text
 from calm_lightning.metrics import names
 from calm_lightning.metrics.names import ScorePoint
-from calm_lightning.metrics.protocol import ALIGNED, Protocol
 from calm_lightning.stages.allocator import keep_freed_memory
 from calm_lightning.stages.base import Stage
-from calm_lightning.stages.scoring import ScoredStage
 from calm_lightning.stages.watch import RunStopped, Watch
 from calm_lightning.tracking.journal import MetricsJournal, by_step, read_journal
-from calm_lightning.tracking.provenance import commit
+from calm_lightning.tracking.outbox import FINISHED, Outbox, OutboxPlace
 
 if TYPE_CHECKING:
-    from calm_lightning.tracking.mlflow import MlflowTracker
-
-PROMPT_SHOWN = 48
-"""Tokens of the prompt that a text sample shows."""
+    from calm_lightning.tracking.tracker import MlflowTracker
 
 
 @dataclass(frozen=True)
@@ -135,7 +122,7 @@ def locate(config: RunConfig) -> RunPlace:
 def execute(
     config: RunConfig,
     *,
-    parent_run_id: str | None = None,
+    parent: str = "",
     tags: dict[str, str] | None = None,
     progress: bool = True,
     watch: Watch | None = None,
@@ -144,7 +131,7 @@ def execute(
 
     Args:
         config: The configuration; `resolve` fills in what corpus, hardware and autoencoder decide.
-        parent_run_id: MLflow run that this one is a child of.
+        parent: Identity of the sweep that this run is a part of; in MLflow it is a child of the sweep's run.
         tags: Further MLflow tags.
         progress: Whether to show a progress bar.
         watch: Is told of evaluations and may stop the run between steps.
@@ -158,30 +145,26 @@ def execute(
     keep_freed_memory()
     place = locate(config)
     config, data, found, run_dir = place.config, place.data, place.autoencoder, place.run_dir
-    run_identity, name, lineage = place.identity, place.name, place.lineage
     run_dir.mkdir(parents=True, exist_ok=True)
     with _only_process(run_dir):
         if (run_dir / RESULT).is_file():
             load_result(run_dir)
-        _write(run_dir / CONFIG, to_yaml(config))
-        tracker = _track(config, run_dir, run_identity, name, parent_run_id, tags or {}, lineage, found)
-        reused = (run_dir / RESULT).is_file()
+        write_text(run_dir / CONFIG, to_yaml(config))
+        reused = place.finished
+        tracker = _track(place, parent, tags or {})
         try:
             if not reused:
                 stage = _train(config, data, found, run_dir, progress, watch)
-                _finish(config, data, stage, run_dir, {"model": run_identity} | lineage, name)
+                write_finished(config, data, stage, run_dir, {"model": place.identity} | place.lineage, place.name)
         except BaseException as error:
             if tracker:
                 stopped = isinstance(error, (KeyboardInterrupt, RunStopped))
-                run_id = tracker.finish("KILLED" if stopped else "FAILED")
+                run_id = tracker.finish("KILLED" if stopped else "FAILED", config.tracking.wait_seconds)
                 if isinstance(error, RunStopped):
                     error.mlflow_run_id = run_id
             raise
         if tracker:
-            run_id = tracker.finish("FINISHED", [run_dir / part for part in (CONFIG, RESULT, SAMPLE)])
-            result = load_result(run_dir)
-            if run_id and result["mlflow_run_id"] != run_id:
-                _write(run_dir / RESULT, json.dumps({**result, "mlflow_run_id": run_id}, indent=2))
+            _finish_tracking(tracker, place, alone=not parent, reused=reused)
     return read_result(run_dir, reused=reused)
 
 
@@ -245,125 +228,63 @@ def _train(
     return stage
 
 
-def _finish(
-    config: RunConfig, data: PileDataModule, stage: Stage, run_dir: Path, identities: dict[str, str], name: str
-) -> None:
-    """Write tokenizer, trained weights, text sample, and last of all the result that marks the run as finished."""
-    save_tokenizer(data.tokenizer, run_dir / TOKENIZER)
-    _save_weights(stage.model.state_dict(), run_dir / WEIGHTS)
-    if isinstance(stage, ScoredStage) and config.evaluation.text_tokens:
-        _write(run_dir / SAMPLE, _sample_text(config, data, stage))
-    steps = by_step(read_journal(run_dir))
-    last = max(step for step, values in steps.items() if names.TRAIN_FLOPS in values)
-    metrics = {key: value for key, value in steps[last].items() if not key.startswith("train/")}
-    result = {
-        "identity": identities["model"],
-        "name": name,
-        "stage": config.stage,
-        "metrics": metrics,
-        "protocol": _protocol(config, identities, metrics, stage.device.type),
-        "train_flops": metrics[names.TRAIN_FLOPS_TOTAL],
-        "replaced_blocks": data.replaced,
-        "mlflow_run_id": None,
-    }
-    _write(run_dir / RESULT, json.dumps(result, indent=2))
-
-
-def _save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Write weights atomically.
-
-    Raises:
-        CheckpointError: The file cannot be written, for example because the disk is full.
-    """
-    scratch = path.with_name(path.name + ".tmp")
-    try:
-        save_tensors(scratch, weights)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def _protocol(
-    config: RunConfig, identities: dict[str, str], metrics: dict[str, float], device: str
-) -> dict[str, object]:
-    """Return how the run was scored: a score without this is not comparable."""
-    text = CorpusSplit(config.data, config.data.eval_split, commands=True)
-    language_model = config.stage != "autoencoder"
-    T, blocks = config.data.block_tokens, text.block_numbers(config.data.block_tokens, config.data.eval_max_blocks)
-    return Protocol(
-        name=ALIGNED,
-        block_tokens=T,
-        start_stride=config.evaluation.start_stride if language_model else None,
-        samples=config.evaluation.samples if language_model else 1,
-        corpus=text.sha256,
-        split=text.split,
-        blocks=len(blocks),
-        max_blocks=config.data.eval_max_blocks,
-        documents=int(metrics.get(names.SCORED_DOCUMENTS, 0)),
-        tokens=T * len(blocks),
-        left_out_tokens=text.tokens - T * len(blocks),
-        tokenizer=text.tokenizer,
-        precision=str(config.trainer["precision"]),
-        seed=config.seed,
-        commit=commit(),
-        batch_tokens=config.data.eval_batch_tokens,
-        device=device,
-        model={name: value for name, value in identities.items() if name != "corpus"},
-        sampler=sampling_in_words(config.model) if config.stage == "calm" else "",
-    ).to_dict()
-
-
-def _sample_text(config: RunConfig, data: PileDataModule, stage: ScoredStage) -> str:
-    """Return a prompt from the evaluation split and its continuation, as text."""
-    batch = next(iter(data.val_dataloader()))
-    prompt_T = batch.tokens[0, : config.data.block_tokens // 4 // config.model.K * config.model.K]
-    torch.manual_seed(config.seed)
-    stage.eval()
-    assert batch.documents is not None
-    documents_T = batch.documents[0, : len(prompt_T)].to(stage.device)
-    length = min(config.evaluation.text_tokens, config.data.block_tokens)
-    temperature = config.evaluation.text_temperature
-    generated_T = stage.generate(prompt_T.to(stage.device), length, temperature, documents_T)
-    return (
-        f"temperature {temperature}\n"
-        f"--- prompt\n{data.tokenizer.decode(prompt_T[-PROMPT_SHOWN:].tolist())}\n"
-        f"--- continuation\n{data.tokenizer.decode(generated_T.tolist())}\n"
-    )
-
-
-def _track(
-    config: RunConfig,
-    run_dir: Path,
-    run_identity: str,
-    name: str,
-    parent_run_id: str | None,
-    tags: dict[str, str],
-    lineage: dict[str, str],
-    found: FinishedAutoencoder | None,
-) -> MlflowTracker | None:
-    """Start MLflow tracking, if it is asked for."""
+def _track(place: RunPlace, parent: str, tags: dict[str, str]) -> MlflowTracker | None:
+    """Start MLflow tracking, if it is asked for and has anything to tell."""
+    config, run_dir = place.config, place.run_dir
     if not config.tracking.mlflow:
         return None
-    from calm_lightning.tracking.mlflow import MlflowTracker, run_tags
+    from calm_lightning.tracking.datasets import describe_datasets
+    from calm_lightning.tracking.provenance import environment
+    from calm_lightning.tracking.runs import ENVIRONMENT, run_outbox
+    from calm_lightning.tracking.tracker import MlflowTracker
 
-    resolved = asdict(config)
-    own_tags = run_tags(
-        resolved,
-        run_dir=run_dir,
-        corpus=lineage["corpus"],
-        autoencoder_identity=found.identity if found else "",
-        autoencoder_run_id=(found.mlflow_run_id or "") if found else "",
-    )
-    return MlflowTracker(
+    outbox = run_outbox(
+        asdict(config),
+        essentials(config),
         config.tracking,
-        config.work_dir,
-        run_dir,
-        identity=run_identity,
-        name=name,
-        params=resolved,
-        tags=own_tags | tags,
-        parent_run_id=parent_run_id,
-    ).start()
+        run_dir=run_dir,
+        identity=place.identity,
+        name=place.name,
+        parent=parent,
+        corpus=place.lineage["corpus"],
+        autoencoder=place.lineage.get("autoencoder", ""),
+        datasets=describe_datasets(asdict(config)),
+        tags=tags,
+    )
+    if entries := read_journal(run_dir):  # it goes on, or had ended before
+        outbox.started = entries[0].time
+    outbox_place = OutboxPlace(run_dir, parent)
+    if place.finished and outbox_place.told(outbox):
+        return None
+    if not place.finished:
+        write_text(run_dir / ENVIRONMENT, environment())
+    sampled = config.tracking.system_metrics and not place.finished
+    return MlflowTracker(outbox_place, outbox, system_metrics=sampled).start()
+
+
+def _finish_tracking(tracker: MlflowTracker, place: RunPlace, *, alone: bool, reused: bool) -> None:
+    """Draw the curve, describe what was found, and end the MLflow run."""
+    from calm_lightning.tracking.figure import draw_curve
+    from calm_lightning.tracking.models import model_bytes
+    from calm_lightning.tracking.runs import FIGURE, describe_run
+
+    run_dir, config = place.run_dir, place.config
+    entries, result = read_journal(run_dir), load_result(run_dir)
+    steps = by_step(entries)
+    drawn = draw_curve(run_dir / FIGURE, place.name, steps, read_points(run_dir))
+    autoencoder = place.lineage.get("autoencoder", "")
+    below = place.autoencoder.run_dir.resolve() if place.autoencoder else None
+    small = model_bytes(run_dir, below) <= 1e6 * config.tracking.model_megabytes
+
+    def tell(outbox: Outbox) -> None:
+        outbox.description = describe_run(asdict(config), run_dir, autoencoder, result["metrics"], drawn=drawn)
+        if alone and small:  # a sweep copies the models on its front only
+            outbox.model = str(below or "")
+
+    tracker.update(tell)
+    run_id = tracker.finish(FINISHED, config.tracking.wait_seconds, entries[-1].time if reused and entries else None)
+    if run_id and result["mlflow_run_id"] != run_id:
+        write_text(run_dir / RESULT, json.dumps({**result, "mlflow_run_id": run_id}, indent=2))
 
 
 @contextmanager
@@ -375,15 +296,3 @@ def _only_process(run_dir: Path) -> Iterator[None]:
         except OSError:
             raise BusyError(f"another process is training {run_dir}: wait for it to finish, or stop it") from None
         yield
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    scratch = path.with_name(path.name + ".tmp")
-    try:
-        scratch.write_text(text)
-        os.replace(scratch, path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        error.filename = error.filename or str(path)  # a full disk is noticed on a descriptor, which has no name
-        raise

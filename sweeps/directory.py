@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from calm_lightning.errors import SweepError
 from sweeps import artifacts
@@ -32,7 +33,7 @@ class Session:
         corpus: Directory of the corpus, absolute.
         corpus_hash: Hash of its manifest.
         vocabulary: Its vocabulary size V.
-        parent_run_id: MLflow run id of the sweep's parent run, None where it is not recorded.
+        parent: Identity of the sweep's MLflow run, "" where it is not recorded.
         planned: Trials that the sweep will have; 0 where there is no end.
         begun: When the sweep was last started, unix seconds.
         storage: `storage` of the sweep, which may hold a password: the file is its owner's alone.
@@ -44,7 +45,7 @@ class Session:
     corpus: str
     corpus_hash: str
     vocabulary: int
-    parent_run_id: str | None
+    parent: str
     planned: int
     begun: float
     storage: str = "sqlite"
@@ -69,13 +70,20 @@ def read_session(directory: Path) -> Session:
     """
     path = directory / SESSION
     try:
-        return Session(**json.loads(path.read_text(encoding="utf-8")))
+        return Session(**_as_now(json.loads(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
         raise SweepError(
             f"{directory} holds no sweep: name a directory below runs/sweeps/, or run one (calm sweep run)"
         ) from None
     except (OSError, ValueError, TypeError) as error:
         raise SweepError(f"{path} cannot be read ({error}): run the sweep's command again to write it anew") from None
+
+
+def _as_now(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a session as it is written now: older ones named their parent by its MLflow run id."""
+    if "parent_run_id" in value:
+        value = {name: part for name, part in value.items() if name != "parent_run_id"} | {"parent": ""}
+    return value
 
 
 def ask_to_stop(directory: Path, why: str) -> None:

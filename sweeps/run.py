@@ -13,21 +13,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from calm_lightning.errors import SweepError
-from calm_lightning.tracking.parent import ParentRun
-from calm_lightning.tracking.provenance import provenance
+from calm_lightning.tracking.outbox import FAILED, FINISHED, KILLED
 from sweeps import artifacts
 from sweeps.config import SweepConfig, sweep_to_yaml
 from sweeps.corpus import corpus_dir, prepare_corpus
 from sweeps.directory import LEASES, STOP, WORKERS, Session, clear_stop, write_session
 from sweeps.launchers.base import DIED, ENDED, LEFT, Launcher, WorkerSettings, WorkerStatus
 from sweeps.launchers.registry import make_launcher
-from sweeps.report.recording import record_results
-from sweeps.report.results import show_results, write_results
+from sweeps.recording.delivery import deliver
+from sweeps.recording.live import LiveFront
+from sweeps.recording.models import copy_front_models
+from sweeps.recording.parent import parent_outbox, study_identity, sweep_place
+from sweeps.recording.recorder import Recorder
+from sweeps.report.results import show_results
 from sweeps.space.points import PointMaker
 from sweeps.trials.leases import Leases
 from sweeps.trials.planner import Planner, planned_trials, planning
@@ -38,10 +41,10 @@ from sweeps.validation import study_name, validate_sweep
 from sweeps.watch.display import Display, make_display
 from sweeps.watch.observe import Observer
 from sweeps.watch.snapshot import Snapshot
-from sweeps.work.unsent import send_unsent
 
 if TYPE_CHECKING:
     from calm_lightning.data.shards.manifest import Manifest
+    from calm_lightning.tracking.tracker import MlflowTracker
 
 PrepareCorpus = Callable[[SweepConfig, Path], "Manifest"]
 MakeLauncher = Callable[[str, WorkerSettings], Launcher]
@@ -76,7 +79,8 @@ class Opened:
         session: What its workers know.
         record: Its trials.
         planner: Plans further ones.
-        parent: Its MLflow run, None where it is not recorded.
+        recorder: Keeps its figures, tables and MLflow run in step with its trials.
+        tracker: Sends it to MLflow, None where it is not recorded there.
     """
 
     directory: Path
@@ -84,7 +88,8 @@ class Opened:
     session: Session
     record: TrialRecord
     planner: Planner
-    parent: ParentRun | None
+    recorder: Recorder
+    tracker: MlflowTracker | None
 
 
 def run_sweep(
@@ -120,16 +125,15 @@ def run_sweep(
     leases = Leases(directory / LEASES, "coordinator", sweep.launch.beat_seconds, sweep.launch.dead_after_seconds)
     with _alone(leases, directory), _terminable():
         opened = _open(sweep, work_dir.resolve(), directory, corpus, manifest, retry_failed)
-        if opened.parent is not None:
-            send_unsent(opened.record, opened.session)
         console.print(f"study: {directory.name}", highlight=False, soft_wrap=True)
         try:
             _conduct(opened, leases, make_display(console, plain), launch)
         except BaseException as error:
-            if opened.parent:
-                opened.parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            if opened.tracker:
+                status = KILLED if isinstance(error, KeyboardInterrupt) else FAILED
+                opened.tracker.finish(status, sweep.tracking.wait_seconds)
             raise
-        return _conclude(opened, manifest, console)
+        return _conclude(opened, console)
 
 
 @contextmanager
@@ -179,7 +183,6 @@ def _open(
     planner = Planner(maker, record)
     with planning(directory):  # before anything is written: a mistake in the space is the user's to hear of
         planner.plan(room=2 * sweep.launch.workers)
-    parent = _open_parent(sweep, work_dir, directory, manifest)
     session = Session(
         study=directory.name,
         work_dir=str(work_dir),
@@ -188,7 +191,7 @@ def _open(
         vocabulary=manifest.vocabulary,
         storage=sweep.storage,
         ended=tuple(trial.number for trial in record.trials() if trial.state.is_finished()),
-        parent_run_id=parent.run_id if parent else None,
+        parent=study_identity(directory.name) if sweep.tracking.mlflow else "",
         planned=planned or 0,
         begun=time.time(),
     )
@@ -196,19 +199,21 @@ def _open(
     artifacts.write_text(directory / artifacts.CONFIG, sweep_to_yaml(public))
     clear_stop(directory)
     write_session(directory, session)
-    return Opened(directory, sweep, session, record, planner, parent)
+    tracker = _track(public, directory, manifest)
+    return Opened(directory, sweep, session, record, planner, Recorder(directory, manifest, record, tracker), tracker)
 
 
-def _open_parent(sweep: SweepConfig, work_dir: Path, directory: Path, manifest: Manifest) -> ParentRun | None:
-    """Open the study's MLflow run, if the sweep is recorded there."""
+def _track(sweep: SweepConfig, directory: Path, manifest: Manifest) -> MlflowTracker | None:
+    """Start sending the sweep to MLflow, if it is recorded there.
+
+    Raises:
+        TrackingError: MLflow is not installed.
+    """
     if not sweep.tracking.mlflow:
         return None
-    tags = {"calm.stage": "sweep", "calm.corpus": manifest.corpus_hash, "calm.sweep_dir": str(directory)}
-    tags |= {f"env.{name}": value for name, value in provenance().items()}
-    settings: dict[str, Any] = {"name": sweep.name, "space": sweep.space, "corpus": vars(sweep.corpus)}
-    return ParentRun.open(
-        sweep.tracking, work_dir, study=directory.name, name=directory.name, tags=tags, params={"sweep": settings}
-    )
+    from calm_lightning.tracking.tracker import MlflowTracker
+
+    return MlflowTracker(sweep_place(directory), parent_outbox(sweep, directory, manifest.corpus_hash)).start()
 
 
 def _conduct(opened: Opened, leases: Leases, display: Display, launch: MakeLauncher) -> None:
@@ -230,7 +235,8 @@ def _conduct(opened: Opened, leases: Leases, display: Display, launch: MakeLaunc
     try:
         launcher.start()
         try:
-            _keep_going(opened, launcher, observer, display)
+            with LiveFront(opened.directory, opened.recorder) as live:
+                _keep_going(opened, launcher, observer, display, live)
         except BaseException:
             launcher.stop(now=False)  # interrupted once more, it ends them at once
             raise
@@ -248,13 +254,14 @@ def _over(opened: Opened) -> bool:
     return not more and all(trial.state.is_finished() for trial in opened.record.trials())
 
 
-def _keep_going(opened: Opened, launcher: Launcher, observer: Observer, display: Display) -> None:
+def _keep_going(opened: Opened, launcher: Launcher, observer: Observer, display: Display, live: LiveFront) -> None:
     """Show the sweep and replace workers that died, until all have left."""
     lives: dict[str, tuple[int, int]] = {}
     while True:
         statuses = launcher.poll()
         shot = observer.look(statuses)
         display.update(shot)
+        live.ended(shot.ended)
         gone = [status for status in statuses if status.state in (LEFT, DIED)]
         if all(status.state in ENDED for status in statuses) and (shot.stopping or not gone):
             break
@@ -300,17 +307,18 @@ def _say_why(directory: Path) -> None:
     raise SweepError(f"{why}; mend it and continue with calm sweep resume {directory.name} --retry-failed")
 
 
-def _conclude(opened: Opened, manifest: Manifest, console: Console) -> SweepResult:
+def _conclude(opened: Opened, console: Console) -> SweepResult:
     """Write the results and record them."""
-    record = read_sweep(opened.directory)
-    parent = opened.parent
+    record, tracker, wait = read_sweep(opened.directory), opened.tracker, opened.sweep.tracking.wait_seconds
     if not record.series:
-        if parent:
-            parent.finish("FAILED")
+        if tracker:
+            tracker.finish(FAILED, wait)
         reason = record.failures[0].reason if record.failures else "no point satisfies the constraints"
         raise SweepError(f"no trial of {record.study} has a result ({reason}): see {opened.directory}")
-    files, budget = write_results(record, manifest)
-    if parent:
-        record_results(parent, record, files)
+    files, budget = opened.recorder.record(record)
+    if tracker:
+        copy_front_models(record, opened.sweep)
+        tracker.finish(FINISHED, wait)
+        deliver(opened.directory, console)
     show_results(console, record, budget)
-    return SweepResult(record, tuple(files), parent.run_id if parent else None)
+    return SweepResult(record, tuple(files), tracker.run_id if tracker else None)

@@ -102,7 +102,7 @@ def metrics_at(config: RunConfig, step: int) -> dict[str, float]:
 def execute(
     config: RunConfig,
     *,
-    parent_run_id: str | None = None,
+    parent: str = "",
     tags: dict[str, str] | None = None,
     progress: bool = True,
     watch: Watch | None = None,

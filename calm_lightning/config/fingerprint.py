@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -38,6 +39,20 @@ def identity(config: RunConfig, **lineage: str) -> str:
         config: A resolved configuration ("auto" precision already replaced).
         lineage: Hashes of what the run is made from, for example ``corpus=...``, ``autoencoder=...``.
     """
+    value = essentials(config)
+    if config.stage == "calm":
+        del value["autoencoder"]  # its identity is in the lineage
+    value["recipe"] = RECIPE_VERSION
+    value["lineage"] = dict(sorted(lineage.items()))
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def essentials(config: RunConfig) -> dict[str, Any]:
+    """Return what changes a run's numbers, as nested mappings: no paths, and no settings that its stage does not read.
+
+    Args:
+        config: A resolved configuration ("auto" precision already replaced).
+    """
     value = asdict(config)
     for key in _NOT_IN_IDENTITY:
         del value[key]
@@ -48,12 +63,8 @@ def identity(config: RunConfig, **lineage: str) -> str:
         # An autoencoder knows K, l and V of the language model it serves, and nothing else of it.
         value["model"] = {key: value["model"][key] for key in ("K", "l", "vocabulary")}
         del value["evaluation"]["start_stride"]
-    elif config.stage == "calm":
-        del value["autoencoder"]  # its identity is in the lineage
-    else:
+    elif config.stage == "baseline":
         del value["autoencoder"]
         backbone = ("vocabulary", "d", "intermediate", "layers", "heads", "rope_theta", "norm_eps")
         value["model"] = {key: value["model"][key] for key in (*backbone, "cross_document_attention")}
-    value["recipe"] = RECIPE_VERSION
-    value["lineage"] = dict(sorted(lineage.items()))
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return value

@@ -29,9 +29,16 @@ RESAMPLED_UNITS = "val/resampled_units"
 
 TRAIN_FLOPS = "cost/train_flops"
 TRAIN_FLOPS_TOTAL = "cost/train_flops_with_autoencoder"
+LOG_TRAIN_FLOPS_TOTAL = "cost/log10_train_flops_with_autoencoder"
 TEXT_TOKENS = "cost/text_tokens"
 SECONDS = "cost/seconds"
 INFERENCE_FLOPS_PER_TOKEN = "cost/inference_flops_per_token"
+
+FRONT_HYPERVOLUME = "front/hypervolume"
+FRONT_SIZE = "front/size"
+FRONT_BEST = "front/best_brier_lm"
+FRONT_SPENT = "front/spent_train_flops"
+FRONT_REFERENCE = "front/reference_train_flops"
 
 UNITS = {
     TRAIN_LOSS: "loss of the stage, see its class",
@@ -56,9 +63,15 @@ UNITS = {
     RESAMPLED_UNITS: "units resampled for errors: documents or, where they are fewer than 20, pieces within a block",
     TRAIN_FLOPS: "FLOPs spent training this stage",
     TRAIN_FLOPS_TOTAL: "FLOPs spent training this stage and the autoencoder it uses",
+    LOG_TRAIN_FLOPS_TOTAL: "decimal logarithm of these FLOPs, for charts without logarithmic axes; none while they are 0",
     TEXT_TOKENS: "text tokens trained on",
     SECONDS: "seconds of training, evaluation left out",
     INFERENCE_FLOPS_PER_TOKEN: "FLOPs per generated text token",
+    FRONT_HYPERVOLUME: "of a sweep's front, decades of training FLOPs times percent, below the sweep's reference cost",
+    FRONT_SIZE: "evaluations on a sweep's front",
+    FRONT_BEST: "percent, highest BrierLM on a sweep's front",
+    FRONT_REFERENCE: "training FLOPs that with BrierLM 0 are the reference point of a sweep's hypervolumes",
+    FRONT_SPENT: "training FLOPs that a sweep's ended trials took, a shared autoencoder counted once",
     **{name: "percent" for name in (*BRIER_N, *BRIER_N_SE)},
 }
 

@@ -5,6 +5,7 @@ None of them reads a tensor's value, so none makes the host wait for the device.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -122,12 +123,15 @@ class CostLedger(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the costs at the step of the evaluation."""
+        total = self.train_flops + self.autoencoder_train_flops
+        decades = {names.LOG_TRAIN_FLOPS_TOTAL: math.log10(total)} if total > 0 else {}
         pl_module.log_dict(
             {
                 # Lightning's own count of steps lags by one during an evaluation; "step" overrules it.
                 "step": float(trainer.global_step),
                 names.TRAIN_FLOPS: self.train_flops,
-                names.TRAIN_FLOPS_TOTAL: self.train_flops + self.autoencoder_train_flops,
+                names.TRAIN_FLOPS_TOTAL: total,
+                **decades,
                 names.TEXT_TOKENS: float(self.text_tokens),
                 names.SECONDS: self.seconds,
                 names.INFERENCE_FLOPS_PER_TOKEN: self.report.inference_per_token_total,

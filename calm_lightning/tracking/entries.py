@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from typing import Any
 from calm_lightning.errors import TrackingError
 
 JOURNAL_NAME = "metrics.jsonl"
-UNSENT = "mlflow.unsent"
-"""There while MLflow has not got everything of a run that has ended."""
+SYSTEM_NAME = "system.jsonl"
+"""The same form, for what the machine was doing; its steps count samples."""
 
 
 @dataclass(frozen=True)
@@ -107,3 +108,21 @@ def by_step(entries: Iterable[JournalEntry]) -> dict[int, Mapping[str, float]]:
     for entry in entries:
         merged.setdefault(entry.step, {}).update(entry.metrics)
     return {step: merged[step] for step in sorted(merged)}
+
+
+def append_entries(path: Path, entries: Sequence[JournalEntry]) -> None:
+    """Append entries to a file, after cutting off a last line that a killed process left torn.
+
+    Args:
+        path: The file; made where there is none.
+        entries: What to append.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    if path.exists():
+        content = path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
+    with path.open("ab") as file:
+        file.write("".join(map(encode, entries)).encode())

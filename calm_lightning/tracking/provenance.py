@@ -73,3 +73,11 @@ def provenance() -> dict[str, str]:
         **{f"version.{package}": _version(package) for package in _PACKAGES},
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def environment() -> str:
+    """Return commit, Python, machine and every installed package with its version, one fact per line."""
+    facts = provenance()
+    head = [f"{name}: {facts[name]}" for name in ("commit", "python", "platform", "cpu", "gpu") if name in facts]
+    packages = {f"{one.name}=={one.version}" for one in metadata.distributions() if one.name}
+    return "\n".join([*head, "", *sorted(packages, key=str.lower), ""])

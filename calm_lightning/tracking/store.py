@@ -25,7 +25,7 @@ IDENTITY_TAG = "calm.identity"
 PARENT_TAG = "mlflow.parentRunId"
 PARAMS_PER_BATCH = 100
 _PARAM_LENGTH = 500  # of MLflow's 6000: a parameter is a cell of a table, config.yaml is the full record
-_TAG_LENGTH = 5000
+_TAG_LENGTH = 7900
 
 
 def store_dir(work_dir: str | Path) -> Path:
@@ -44,8 +44,14 @@ def tracking_uri(config: TrackingConfig, work_dir: str | Path) -> str:
 
 
 def quiet_environment() -> dict[str, str]:
-    """Return the variables that keep MLflow from calling home and from asking git about the caller."""
-    return {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "GIT_PYTHON_REFRESH": "quiet"}
+    """Return the variables that keep MLflow from calling home, from asking git questions and from waiting long."""
+    return {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # whoever calls tries again, and says so
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    }
 
 
 def require_mlflow() -> None:
@@ -60,8 +66,12 @@ def require_mlflow() -> None:
         )
 
 
-_TRAINING_VIEW = {"mlflow.experimentKind": "custom_model_development"}
-"""Makes the UI open the experiment as training runs rather than as traces of a chat application."""
+_EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "CALM runs. Sweeps are parents, their models children; filter by tags, for example "
+    "`tags.K = '4' and tags.pareto = 'front'`. BrierLM is `val/brier_lm`, higher is better.",
+}
+"""What the UI says of the experiment, and that it holds training runs rather than traces of a chat application."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,24 @@ class Store:
     uri: str
     experiment_id: str
 
-    def attach(self, identity: str, name: str, tags: Mapping[str, str], parent_run_id: str | None) -> str:
+    def find(self, identity: str, parent_run_id: str | None = None) -> str | None:
+        """Return the id of the run with this identity and parent that was started first, None where there is none.
+
+        Args:
+            identity: Value of the tag `calm.identity`.
+            parent_run_id: MLflow run id of the parent, None for a run of its own.
+        """
+        found = self.client.search_runs(
+            [self.experiment_id],
+            filter_string=f"tags.`{IDENTITY_TAG}` = '{identity}'",
+            order_by=["attributes.start_time ASC"],
+        )
+        run_ids = [run.info.run_id for run in found if run.data.tags.get(PARENT_TAG) == parent_run_id]
+        return str(run_ids[0]) if run_ids else None
+
+    def attach(
+        self, identity: str, name: str, tags: Mapping[str, str], parent_run_id: str | None, started: float
+    ) -> tuple[str, bool]:
         """Find the run with this identity and parent, or create it, and mark it as running.
 
         Args:
@@ -86,28 +113,30 @@ class Store:
             name: Name shown in the UI.
             tags: Further tags; they replace older values of the same names.
             parent_run_id: MLflow run id of the parent, None for a run of its own.
+            started: When it began, unix seconds; a run that is found keeps its own.
 
         Returns:
-            The MLflow run id.
+            The MLflow run id, and whether the run was made just now.
         """
-        from mlflow.entities import RunTag
-
         all_tags = {**tags, IDENTITY_TAG: identity}
         if parent_run_id is not None:
             all_tags[PARENT_TAG] = parent_run_id
-        found = self.client.search_runs(
-            [self.experiment_id],
-            filter_string=f"tags.`{IDENTITY_TAG}` = '{identity}'",
-            order_by=["attributes.start_time ASC"],
+        run_id = self.find(identity, parent_run_id)
+        if run_id is not None:
+            self.client.update_run(run_id, status="RUNNING")
+            self.log_tags(run_id, all_tags)
+            return run_id, False
+        user = {"mlflow.user": _user(), "mlflow.source.name": "calm", "mlflow.source.type": "LOCAL"}
+        made = self.client.create_run(
+            self.experiment_id, int(1000 * started), tags=clip_tags({**user, **all_tags}), run_name=name
         )
-        run_ids = [run.info.run_id for run in found if run.data.tags.get(PARENT_TAG) == parent_run_id]
-        if not run_ids:
-            user = {"mlflow.user": _user(), "mlflow.source.name": "calm", "mlflow.source.type": "LOCAL"}
-            made = self.client.create_run(self.experiment_id, run_name=name, tags=clip_tags({**user, **all_tags}))
-            return str(made.info.run_id)
-        self.client.update_run(run_ids[0], status="RUNNING")
-        self.client.log_batch(run_ids[0], tags=[RunTag(key, value) for key, value in clip_tags(all_tags).items()])
-        return str(run_ids[0])
+        return str(made.info.run_id), True
+
+    def log_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in clip_tags(tags).items()])
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Log parameters that the run does not have yet (MLflow forbids changing one).
@@ -128,14 +157,6 @@ class Store:
         names = self.client.get_run(run_id).data.metrics
         return {(name, int(point.step)) for name in names for point in self.client.get_metric_history(run_id, name)}
 
-    def log_files(self, run_id: str, paths: list[Path]) -> None:
-        """Copy files and directories into the run's artifacts; missing ones are passed over."""
-        for path in paths:
-            if path.is_dir():
-                self.client.log_artifacts(run_id, str(path), path.name)
-            elif path.is_file():
-                self.client.log_artifact(run_id, str(path))
-
 
 def open_store(config: TrackingConfig, work_dir: str | Path) -> Store:
     """Open the store; the first time this makes the SQLite schema, which takes a second or two.
@@ -154,7 +175,7 @@ def open_store(config: TrackingConfig, work_dir: str | Path) -> Store:
     from mlflow.exceptions import MlflowException
 
     for chatty in ("mlflow", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)  # a store that fails is told of in a sentence of our own
     uri, location = tracking_uri(config, work_dir), None
     if not config.uri:
         directory = store_dir(work_dir)
@@ -165,7 +186,7 @@ def open_store(config: TrackingConfig, work_dir: str | Path) -> Store:
     if experiment is not None:
         return Store(client, uri, experiment.experiment_id)
     try:
-        made = client.create_experiment(config.experiment, artifact_location=location, tags=_TRAINING_VIEW)
+        made = client.create_experiment(config.experiment, artifact_location=location, tags=_EXPERIMENT_TAGS)
         return Store(client, uri, made)
     except MlflowException:
         # Another process made it in the meantime, or this is a real failure and the next line repeats it.

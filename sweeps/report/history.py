@@ -17,15 +17,21 @@ class Moment:
         trials: Trials that had ended.
         spent: Training FLOPs that they had taken together, an autoencoder that several share counted once.
         hypervolume: Of the front of all their evaluations, decades of training FLOPs times percent.
+        size: Evaluations on that front.
+        best: The highest BrierLM on it, percent; 0 where there is none.
         label: The model of the trial that ended.
         state: How it ended, "complete" or "pruned".
+        ended: When it ended, unix seconds, None where that is not known.
     """
 
     trials: int
     spent: float
     hypervolume: float
+    size: int
+    best: float
     label: str
     state: str
+    ended: float | None
 
 
 def in_order(series: Sequence[Series]) -> list[Series]:
@@ -40,13 +46,18 @@ def times_known(series: Sequence[Series]) -> bool:
     return all(one.finished is not None for one in series)
 
 
-def history(series: Sequence[Series]) -> list[Moment]:
+def history(series: Sequence[Series], reference: float | None = None) -> list[Moment]:
     """Return the moments at which trials ended, in their order.
 
-    Every run counts by itself here, since seeds end one after another. The reference point is that of the whole
-    sweep (BrierLM 0 at the largest training cost), so the last hypervolume is that of the front of all evaluations.
+    Every run counts by itself here, since seeds end one after another.
+
+    Args:
+        series: The models.
+        reference: Training cost that with BrierLM 0 is the reference point of hypervolumes. None takes the largest one
+            of the whole sweep, so that the last hypervolume is that of the front of all evaluations.
     """
-    reference = max((point.train_flops for one in series for point in one.trained), default=0.0)
+    if reference is None:
+        reference = max((point.train_flops for one in series for point in one.trained), default=0.0)
     moments: list[Moment] = []
     standing: list[tuple[float, float]] = []
     paid: set[str] = set()
@@ -58,5 +69,7 @@ def history(series: Sequence[Series]) -> list[Moment]:
             paid.add(one.autoencoder_dir)
         plane = standing + [(point.train_flops, point.brier_lm) for point in one.trained if point.brier_lm > 0]
         standing = [plane[index] for index in front(plane)]
-        moments.append(Moment(number, spent, hypervolume(standing, (reference, 0.0)), one.label, one.state))
+        volume, best = hypervolume(standing, (reference, 0.0)), max((score for _, score in standing), default=0.0)
+        ended = one.finished
+        moments.append(Moment(number, spent, volume, len(standing), best, one.label, one.state, ended))
     return moments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from calm_lightning.errors import TrackingError
 from calm_lightning.metrics import names
 from calm_lightning.tracking.entries import by_step, read_journal
+from calm_lightning.tracking.outbox import unsent
 from sweeps.config import SweepConfig
 from sweeps.directory import Session, asked_to_stop
 from sweeps.front.series import Series, front_points
@@ -44,6 +46,9 @@ _STATES = {
 _DOING = {STARTING: views.STARTING, RUNNING: views.IDLE, DONE: views.LEFT, LEFT: views.LEFT, DIED: views.GONE}
 
 
+_COUNT_UNSENT_EVERY_SECONDS = 10.0
+
+
 class Observer:
     """Takes snapshots of a sweep; what has ended is read once.
 
@@ -62,6 +67,7 @@ class Observer:
         self._leases = leases
         self.series: dict[int, Series] = {}
         self._drawn: tuple[int, tuple[tuple[FrontPoint, ...], float]] = (0, ((), 0.0))
+        self._unsent = (-math.inf, 0)
 
     def look(self, statuses: Sequence[WorkerStatus] = ()) -> Snapshot:
         """Return the sweep as it is now.
@@ -94,7 +100,17 @@ class Observer:
             cache=cache_counts(trials),
             stopping=asked_to_stop(self._directory),
             since=self._session.begun,
+            unsent=self._waiting(),
         )
+
+    def _waiting(self) -> int:
+        """Return how many runs wait to be sent to MLflow; counted now and then, for it looks into all directories."""
+        looked, waiting = self._unsent
+        if self._session.parent and time.monotonic() - looked > _COUNT_UNSENT_EVERY_SECONDS:
+            places = unsent(Path(self._session.work_dir))
+            waiting = sum(place.parent == self._session.parent and not place.busy() for place in places)
+            self._unsent = (time.monotonic(), waiting)
+        return waiting
 
     def _view(self, trial: FrozenTrial, progress: Progress | None) -> TrialView:
         notes, series = trial.user_attrs, self.series.get(trial.number)

@@ -200,7 +200,7 @@ def cache(snapshot: Snapshot, width: int, glyphs: Glyphs) -> Text:
 
 
 def workers(snapshot: Snapshot, width: int, glyphs: Glyphs) -> Text:
-    """Return what the workers do, on one line; those that died or are silent by name."""
+    """Return what the workers do, on one line: those that died or are silent by name, and what MLflow lacks."""
     alive = [worker for worker in snapshot.workers if worker.alive]
     silent, gone = [one for one in alive if one.silent], [one for one in snapshot.workers if one.doing == GONE]
     heard = [one for one in alive if not one.silent]
@@ -214,6 +214,8 @@ def workers(snapshot: Snapshot, width: int, glyphs: Glyphs) -> Text:
             known = f" for {duration(first.silent_seconds)}" if what == "silent" else ""
             others = f" and {len(many) - 1} more" if len(many) > 1 else ""
             cells += [(", ", ""), (f"{len(many)} {what}: {one_line(first.name, glyphs)}{known}{others}", ALARM)]
+    if snapshot.unsent:
+        cells += [(", ", ""), (f"{snapshot.unsent} not in MLflow yet", ALARM)]
     return line(cells, width, glyphs)
 
 

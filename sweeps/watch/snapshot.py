@@ -142,6 +142,7 @@ class Snapshot:
         cache: What the stage cache did.
         stopping: Whether the sweep was asked to stop.
         since: When work on it was begun or last taken up, unix seconds; None counts from the first trial's start.
+        unsent: Runs that wait to be sent to MLflow because it did not take them.
     """
 
     study: str
@@ -156,6 +157,7 @@ class Snapshot:
     cache: CacheCounts
     stopping: bool = False
     since: float | None = None
+    unsent: int = 0
 
     def count(self, state: str) -> int:
         """Return how many trials are in a state."""

@@ -53,7 +53,7 @@ class Execute(Protocol):
         self,
         config: RunConfig,
         *,
-        parent_run_id: str | None = None,
+        parent: str = "",
         tags: dict[str, str] | None = None,
         progress: bool = True,
         watch: Watch | None = None,
@@ -81,7 +81,7 @@ class Objective:
         locate: Says where a run is or will be.
         cache: The autoencoders that are there, and who trains those that are not.
         vocabulary: Vocabulary size V of the corpus.
-        parent_run_id: MLflow run id of the study's parent run.
+        parent: Identity of the study's MLflow run, "" where the sweep is not recorded there.
         study: Name of the study, a tag of every run.
     """
 
@@ -92,11 +92,11 @@ class Objective:
         cache: StageCache,
         *,
         vocabulary: int,
-        parent_run_id: str | None,
+        parent: str,
         study: str,
     ) -> None:
         self._execute, self._locate, self._cache = execute, locate, cache
-        self._vocabulary, self._parent, self._study = vocabulary, parent_run_id, study
+        self._vocabulary, self._parent, self._study = vocabulary, parent, study
 
     def __call__(self, point: Point, trial: int, watch: TrialWatch) -> Series:
         """Train one point.
@@ -182,15 +182,15 @@ class Objective:
     def _run(self, config: RunConfig, point: Point, trial: int, watch: TrialWatch) -> Outcome:
         """Train one run; while another process is at it (a user's, or one that is taken for dead), wait."""
         tags = {
-            "calm.study": self._study,
-            "calm.trial": str(trial),
-            "calm.point": point.label,
-            "calm.slug": point.slug,
+            "study": self._study,
+            "trial": str(trial),
+            "model": point.label,
+            "slug": point.slug,
         }
         pause = _FIRST_PAUSE
         while True:
             try:
-                return self._execute(config, parent_run_id=self._parent, tags=tags, progress=False, watch=watch)
+                return self._execute(config, parent=self._parent, tags=tags, progress=False, watch=watch)
             except BusyError:
                 if watch.interrupted():
                     raise RunStopped("interrupted") from None

@@ -110,7 +110,7 @@ class Worker:
             trade.locate,
             cache,
             vocabulary=self.session.vocabulary,
-            parent_run_id=self.session.parent_run_id,
+            parent=self.session.parent,
             study=self.session.study,
         )
 

@@ -35,14 +35,15 @@ LEVELS = {
     "config": 5,
     "assembly": 6,
     "models": 7,
-    "run": 7,
-    "programs": 8,
-    "cli": 9,
+    "finishing": 7,
+    "run": 8,
+    "programs": 9,
+    "cli": 10,
 }
 """A room of calm_lightning imports only itself and rooms on lower levels."""
 
 ONLY_IN = {
-    "mlflow": ("calm_lightning.tracking",),
+    "mlflow": ("calm_lightning.tracking", "calm_lightning.programs.pyfunc"),
     "optuna": ("sweeps",),
     "simpleeval": ("sweeps.space.expressions",),
     "sqlalchemy": ("sweeps.trials.storage",),
@@ -50,7 +51,12 @@ ONLY_IN = {
     "submitit": ("sweeps.launchers",),
     "optuna_dashboard": ("sweeps.watch.optuna_dashboard",),
     "plotly": ("sweeps",),
-    "matplotlib": ("sweeps", "calm_lightning.diagnostics.figures", "data_pipelines.inspecting.figures"),
+    "matplotlib": (
+        "sweeps",
+        "calm_lightning.diagnostics.figures",
+        "calm_lightning.tracking.figure",
+        "data_pipelines.inspecting.figures",
+    ),
     "webdataset": ("data_pipelines.writing.write",),
     "fsspec": ("calm_lightning.data.files.remote", "data_pipelines.reading.remote"),
     "rensa": ("data_pipelines.cleaning.dedup",),

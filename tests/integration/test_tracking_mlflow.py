@@ -17,13 +17,15 @@ import pytest
 pytest.importorskip("mlflow")
 
 from calm_lightning.errors import TrackingError
-from calm_lightning.tracking import mlflow as tracker_module
 from calm_lightning.tracking import store as store_module
+from calm_lightning.tracking import tracker as tracker_module
 from calm_lightning.tracking.config import TrackingConfig
 from calm_lightning.tracking.journal import MetricsJournal
-from calm_lightning.tracking.mlflow import MlflowTracker, run_tags, tracking_uri
-from calm_lightning.tracking.parent import ParentRun
-from calm_lightning.tracking.store import IDENTITY_TAG, PARENT_TAG, open_store
+from calm_lightning.tracking.outbox import Outbox, OutboxPlace, unsent
+from calm_lightning.tracking.sending import send
+from calm_lightning.tracking.store import IDENTITY_TAG, PARENT_TAG, open_store, tracking_uri
+from calm_lightning.tracking.tags import run_tags
+from calm_lightning.tracking.tracker import MlflowTracker
 
 PARAMS: dict[str, Any] = {
     "stage": "calm",
@@ -33,18 +35,11 @@ PARAMS: dict[str, Any] = {
 }
 
 
-def make_tracker(run_dir: Path, identity: str = "a" * 64, parent: str | None = None, uri: str = "") -> MlflowTracker:
-    work_dir = run_dir.parent.parent
-    return MlflowTracker(
-        TrackingConfig(uri=uri),
-        work_dir,
-        run_dir,
-        identity=identity,
-        name="K4",
-        params=PARAMS,
-        tags=run_tags(PARAMS, run_dir=run_dir, corpus="hash", autoencoder_identity="ae", autoencoder_run_id="ae-run"),
-        parent_run_id=parent,
-    )
+def make_tracker(run_dir: Path, identity: str = "a" * 64, parent: str = "", **more: Any) -> MlflowTracker:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    tags = run_tags(PARAMS, run_dir=run_dir, corpus="hash", autoencoder_identity="ae")
+    outbox = Outbox(identity=identity, name="K4", parent=parent, params=PARAMS, tags=tags, started=time.time(), **more)
+    return MlflowTracker(OutboxPlace(run_dir, parent), outbox)
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +76,10 @@ def test_metrics_params_tags_and_artifacts_arrive(shared_work: Path) -> None:
     tracker = make_tracker(run_dir, "1" * 64)
     run_id = start_and_wait(tracker, shared_work, "1" * 64)
     journal.log_metrics({"train/loss": 2.0, "val/brier_lm": float("nan")}, 2)
-    sample = run_dir / "sample.txt"
-    sample.write_text("a sample")
-    assert tracker.finish(artifacts=[sample, run_dir / "not-there.txt"]) == run_id
+    (run_dir / "sample.txt").write_text("a sample")
+    tracker.update(lambda outbox: outbox.files.extend(["sample.txt", "not-there.txt"]))
+    assert tracker.finish() == run_id
+    assert unsent(shared_work) == []
 
     client = open_store(TrackingConfig(), shared_work).client
     run = client.get_run(run_id)
@@ -93,8 +89,8 @@ def test_metrics_params_tags_and_artifacts_arrive(shared_work: Path) -> None:
     assert run.data.params["model.K"] == "4"
     assert run.data.params["model.l"] == "null"
     assert len(run.data.params["data.corpus"]) == 500
-    assert run.data.tags["calm.l"] == "128"
-    assert run.data.tags["calm.autoencoder_run"] == "ae-run"
+    assert run.data.tags["l"] == "128"
+    assert run.data.tags["calm.autoencoder"] == "ae"
     assert "env.python" in run.data.tags
     assert [artifact.path for artifact in client.list_artifacts(run_id)] == ["sample.txt"]
     assert (shared_work.parent / "mlruns" / "mlflow.db").is_file()
@@ -134,41 +130,69 @@ def test_journal_rewound_while_it_is_followed(shared_work: Path) -> None:
     assert max(steps.values()) == 1
 
 
+def finished_parent(work: Path, study: str) -> str:
+    """Send a sweep's run, and return its MLflow run id."""
+    place = OutboxPlace(work / "sweeps" / study)
+    place.directory.mkdir(parents=True)
+    run_id = MlflowTracker(place, Outbox(identity=study, name=study)).start().finish()
+    assert run_id is not None
+    return run_id
+
+
 def test_same_identity_under_another_parent_is_another_run(shared_work: Path) -> None:
     run_dir = shared_work / "calm" / "parents"
     MetricsJournal(run_dir).log_metrics({"train/loss": 1.0}, 0)
-    parent = ParentRun.open(TrackingConfig(), shared_work, study="parents", name="study", tags={}, params={})
-    assert parent.run_id is not None
+    parent = finished_parent(shared_work, "parents")
     alone = make_tracker(run_dir, "4" * 64).start().finish()
-    child = make_tracker(run_dir, "4" * 64, parent.run_id).start().finish()
-    again = make_tracker(run_dir, "4" * 64, parent.run_id).start().finish()
+    child = make_tracker(run_dir, "4" * 64, "parents").start().finish()
+    again = make_tracker(run_dir, "4" * 64, "parents").start().finish()
     assert child is not None
     assert alone != child
     assert again == child
-    assert open_store(TrackingConfig(), shared_work).client.get_run(child).data.tags[PARENT_TAG] == parent.run_id
+    assert open_store(TrackingConfig(), shared_work).client.get_run(child).data.tags[PARENT_TAG] == parent
 
 
-def test_parent_run_is_continued_and_holds_figures(shared_work: Path, tmp_path: Path) -> None:
-    first = ParentRun.open(TrackingConfig(), shared_work, study="s", name="study", tags={"a": "1"}, params={"x": 1})
-    figure = tmp_path / "front.png"
-    figure.write_bytes(b"png")
-    first.log_metrics({"sweep/hypervolume": 1.5})
-    first.finish("KILLED")
-    second = ParentRun.open(TrackingConfig(), shared_work, study="s", name="study", tags={}, params={"x": 2})
-    second.log_files([figure])
-    second.describe("# A front")
-    second.finish()
-    assert second.run_id is not None
-    assert second.run_id == first.run_id
-    client = open_store(TrackingConfig(), shared_work).client
-    run = client.get_run(second.run_id)
-    assert run.data.metrics["sweep/hypervolume"] == 1.5
-    assert run.data.tags["mlflow.note.content"] == "# A front"
-    assert [artifact.path for artifact in client.list_artifacts(second.run_id)] == ["front.png"]
-    assert run.info.status == "FINISHED"
+def test_child_waits_for_its_parent(shared_work: Path) -> None:
+    run_dir = shared_work / "calm" / "orphan"
+    MetricsJournal(run_dir).log_metrics({"train/loss": 1.0}, 0)
+    assert make_tracker(run_dir, "8" * 64, "late").start().finish(timeout=1.0) is None
+    (waiting,) = unsent(shared_work)
+    assert "parent" in send(waiting).problem
+    parent = finished_parent(shared_work, "late")
+    assert send(waiting).problem == ""
+    outbox = waiting.read()
+    assert outbox is not None and outbox.run_id is not None
+    run = open_store(TrackingConfig(), shared_work).client.get_run(outbox.run_id)
+    assert run.data.tags[PARENT_TAG] == parent
+    assert unsent(shared_work) == []
 
 
-def test_unreachable_store_warns_once_and_the_next_run_sends_everything(
+def test_parent_tags_its_children_and_names_them_in_its_description(shared_work: Path) -> None:
+    run_dir = shared_work / "calm" / "child"
+    MetricsJournal(run_dir).log_metrics({"train/loss": 1.0}, 0)
+    finished_parent(shared_work, "family")
+    child = make_tracker(run_dir, "9" * 64, "family").start().finish()
+    place = OutboxPlace(shared_work / "sweeps" / "family")
+    (place.directory / "front.png").write_bytes(b"png")
+    again = Outbox(
+        identity="family",
+        name="family",
+        description="[best](trial:7) of [none](trial:8) ![Front](artifact:front.png)",
+        files=["front.png"],
+        children={"7": {"directory": str(run_dir), "tags": {"pareto": "front"}}},
+    )
+    parent = MlflowTracker(place, again).start().finish()
+    store = open_store(TrackingConfig(), shared_work)
+    assert child is not None and parent is not None
+    assert store.client.get_run(child).data.tags["pareto"] == "front"
+    assert store.client.get_run(parent).data.tags["mlflow.note.content"] == (
+        f"[best](#/experiments/{store.experiment_id}/runs/{child}) of none "
+        f"![Front](get-artifact?path=front.png&run_uuid={parent})"
+    )
+    assert [file.path for file in store.client.list_artifacts(parent)] == ["front.png"]
+
+
+def test_unreachable_store_warns_once_and_keeps_everything(
     shared_work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = shared_work / "calm" / "outage"
@@ -182,10 +206,35 @@ def test_unreachable_store_warns_once_and_the_next_run_sends_everything(
         assert tracker.finish(timeout=1.0) is None
     messages = [record.getMessage() for record in caplog.records if "calm_lightning" in record.name]
     assert sum("training goes on" in message for message in messages) == 1
-    assert sum("running the same command again" in message for message in messages) == 1
-    run_id = make_tracker(run_dir, "5" * 64).start().finish()
-    assert run_id is not None
-    assert [value for _, value, _ in history(shared_work, run_id, "train/loss")] == [1.0, 2.0]
+    assert sum("calm runs send" in message for message in messages) == 1
+    (place,) = unsent(shared_work)
+    (tmp_path / "file").unlink()
+    (tmp_path / "file").mkdir()
+    assert send(place).problem == ""
+    outbox = place.read()
+    assert outbox is not None and outbox.run_id is not None
+    client = open_store(TrackingConfig(uri=outbox.uri), shared_work).client
+    points = client.get_metric_history(outbox.run_id, "train/loss")
+    assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 2.0)]
+    assert client.get_run(outbox.run_id).info.status == "FINISHED"
+    assert unsent(shared_work) == []
+
+
+def test_next_run_sends_what_an_earlier_one_left(shared_work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = shared_work / "calm" / "left"
+    MetricsJournal(left).log_metrics({"train/loss": 1.0}, 1)
+    place = OutboxPlace(left)
+    place.write(Outbox(identity="b" * 64, name="left", started=time.time()))
+    place.marker.touch()  # as a killed process leaves it
+    monkeypatch.setattr(tracker_module, "_POLL_SECONDS", 0.05)
+    after = make_tracker(shared_work / "calm" / "after", "c" * 64).start()
+    deadline = time.monotonic() + 60
+    while place.marker.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    after.finish()
+    outbox = place.read()
+    assert outbox is not None and outbox.run_id is not None
+    assert open_store(TrackingConfig(), shared_work).client.get_run(outbox.run_id).info.status == "KILLED"
 
 
 def test_missing_package_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,17 +251,17 @@ def test_default_uri_lies_beside_the_work_directory(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
+from calm_lightning.tracking import tracker as module
 from calm_lightning.tracking.config import TrackingConfig
 from calm_lightning.tracking.journal import MetricsJournal, read_journal
-from calm_lightning.tracking import mlflow
+from calm_lightning.tracking.outbox import Outbox, OutboxPlace
 from calm_lightning.tracking.store import IDENTITY_TAG, open_store
-mlflow._POLL_SECONDS = 0.05
+module._POLL_SECONDS = 0.05
 run_dir = Path(sys.argv[1])
 journal = MetricsJournal(run_dir)
-store = open_store(TrackingConfig(), run_dir.parent.parent)
-tracker = mlflow.MlflowTracker(TrackingConfig(), run_dir.parent.parent, run_dir, identity="6" * 64, name="k",
-                               params={}, tags={}).start()
 journal.rewind(10)
+store = open_store(TrackingConfig(), run_dir.parent.parent)
+tracker = module.MlflowTracker(OutboxPlace(run_dir), Outbox(identity="6" * 64, name="k")).start()
 while not store.client.search_runs([store.experiment_id], f"tags.`{IDENTITY_TAG}` = '{'6' * 64}'"):
     time.sleep(0.05)
 for step in range(len(read_journal(run_dir)), int(sys.argv[2])):

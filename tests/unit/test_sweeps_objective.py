@@ -47,7 +47,7 @@ class Notes:
 
 def objective(folder: Path, train: Any = execute) -> Objective:
     cache = StageCache(folder, Leases(leases_directory(folder), "test"), announce=print, locate=locate)
-    return Objective(train, locate, cache, vocabulary=257, parent_run_id="parent", study="s")
+    return Objective(train, locate, cache, vocabulary=257, parent="parent", study="s")
 
 
 def made(folder: Path, *overrides: str) -> list[Point]:
@@ -69,7 +69,7 @@ def test_a_trial_trains_the_autoencoder_first_and_keeps_every_evaluation(tmp_pat
     assert notes.uses[0].trained
     assert notes.uses[0].train_flops == series.points[0].train_flops > 0
     tags = json.loads((Path(series.run_dir) / "result.json").read_text())["tags"]
-    assert tags == {"calm.study": "s", "calm.trial": "5", "calm.point": "CALM K=2", "calm.slug": "K2"}
+    assert tags == {"study": "s", "trial": "5", "model": "CALM K=2", "slug": "K2"}
 
 
 def test_the_second_trial_finds_the_autoencoder(tmp_path: Path) -> None:

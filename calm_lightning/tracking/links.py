@@ -1,0 +1,36 @@
+"""Links in descriptions: written before MLflow has given run ids, made when the description is sent.
+
+A Markdown target `(run:IDENTITY)` is the run with that identity, `(trial:7)` the child run of trial 7, and
+`(artifact:front.png)` a file of the run itself. A link whose run is not in the store loses its target and stays text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from urllib.parse import quote
+
+_TARGET = re.compile(r"(!?)\[([^\]]*)\]\((run|trial|artifact):([^)\s]+)\)")
+
+FindRun = Callable[[str, str], str | None]
+"""Returns the MLflow run id for ("run", identity) or ("trial", number), None where there is none."""
+
+
+def resolve_links(markdown: str, experiment_id: str, run_id: str, find: FindRun) -> str:
+    """Return a description whose targets are addresses within the UI.
+
+    Args:
+        markdown: The description.
+        experiment_id: Id of the experiment that all runs are in.
+        run_id: MLflow run id of the run that it describes.
+        find: Finds runs.
+    """
+
+    def resolved(match: re.Match[str]) -> str:
+        picture, text, kind, target = match.groups()
+        if kind == "artifact":
+            return f"{picture}[{text}](get-artifact?path={quote(target)}&run_uuid={run_id})"
+        found = find(kind, target)
+        return text if found is None else f"[{text}](#/experiments/{experiment_id}/runs/{found})"
+
+    return _TARGET.sub(resolved, markdown)

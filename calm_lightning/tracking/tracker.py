@@ -1,0 +1,194 @@
+"""MlflowTracker: sends a run to MLflow while it trains, without ever holding up training.
+
+A background thread keeps a mirror up to date. If the store is slow, locked, full or gone, training goes on and one
+warning is printed; everything lies in the run's directory, and is sent when the store is back: by this thread, by
+the next run of the same command, by the next run in the same work directory, or by `calm runs send`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from calm_lightning.tracking.config import TrackingConfig
+from calm_lightning.tracking.mirror import Mirror, in_one_line
+from calm_lightning.tracking.outbox import Outbox, OutboxPlace
+from calm_lightning.tracking.sending import Sent, send_all
+from calm_lightning.tracking.store import require_mlflow, tracking_uri
+from calm_lightning.tracking.system import SystemMetrics
+
+_LOG = logging.getLogger(__name__)
+_POLL_SECONDS = 2.0
+_LONGEST_WAIT_SECONDS = 60.0
+_BETWEEN_TRIES_SECONDS = 0.5
+_FOR_OTHERS_SECONDS = 5.0
+"""Seconds between two looks at the own journal that may be spent on what earlier runs left behind."""
+_LAST_TRIES = 3
+"""Tries at the end of a run before a store that fails is given up."""
+
+
+class MlflowTracker:
+    """Records one run; a run of the same identity and parent is continued.
+
+    Args:
+        place: Where the outbox lies: the run directory, whose journal is followed.
+        outbox: What MLflow shall show.
+        system_metrics: Whether to sample what the machine is doing.
+
+    Raises:
+        TrackingError: MLflow is not installed.
+    """
+
+    def __init__(self, place: OutboxPlace, outbox: Outbox, *, system_metrics: bool = False) -> None:
+        require_mlflow()
+        self._place, self._outbox = place, outbox
+        self._mirror = Mirror(place, outbox)
+        self._saving = threading.Lock()
+        self._changed = threading.Event()
+        self._stop = False
+        self._deadline = 0.0
+        self._failing = self._warned = self._done = False
+        self._system = SystemMetrics(place.directory) if system_metrics else None
+        self._thread = threading.Thread(target=self._follow, name="mlflow-tracker", daemon=True)
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run id, None as long as the store has not answered."""
+        return self._outbox.run_id
+
+    def start(self) -> MlflowTracker:
+        """Write the outbox and start following the journal; returns at once."""
+        before = self._place.read()
+        if before is not None:
+            self._outbox.run_id, self._outbox.started = before.run_id, before.started or self._outbox.started
+            self._outbox.sent_files = before.sent_files
+        self._place.directory.mkdir(parents=True, exist_ok=True)
+        self._place.marker.touch()
+        self._save()
+        if self._system:
+            self._system.start()
+        self._thread.start()
+        return self
+
+    def update(self, change: Callable[[Outbox], None]) -> None:
+        """Change what MLflow shall show, on disk at once and in the store soon."""
+        change(self._outbox)
+        self._save()
+        self._changed.set()
+
+    def finish(self, status: str = "FINISHED", timeout: float = 30.0, ended: float | None = None) -> str | None:
+        """Send the rest and close the MLflow run.
+
+        Args:
+            status: "FINISHED", "FAILED" or "KILLED".
+            timeout: Longest wait, seconds, for a store that takes what it is sent; one that does not is given up after
+                two more tries.
+            ended: When the run ended, unix seconds, if not now.
+
+        Returns:
+            The MLflow run id, or None if the store never answered.
+        """
+        if not self._thread.is_alive():
+            return self.run_id
+        if self._system:
+            self._system.stop()
+
+        def end(outbox: Outbox) -> None:
+            outbox.status, outbox.ended = status, ended or time.time()
+
+        self._deadline, self._stop = time.monotonic() + timeout, True
+        self.update(end)
+        self._thread.join(timeout + 1.0)
+        if not self._done:
+            _LOG.warning(
+                "MLflow at %s did not take everything of run %s; it is kept in %s and sent by the next run in this "
+                "work directory, or by: calm runs send --work-dir %s",
+                self._uri,
+                self._outbox.name,
+                self._place.directory,
+                self._place.work_dir,
+            )
+        return self.run_id
+
+    def _follow(self) -> None:
+        """Hold the outbox and send, until told to stop and everything is out, or until the store is given up."""
+        while True:
+            with self._place.held() as held:
+                if held:
+                    self._send_until_done()
+                    return
+            if self._stop and time.monotonic() > self._deadline:
+                return  # whoever holds it sends what is there
+            time.sleep(_BETWEEN_TRIES_SECONDS)
+
+    def _send_until_done(self) -> None:
+        wait, tries = 0.0, _LAST_TRIES
+        others = send_all(self._place.work_dir)
+        while True:
+            self._changed.wait(wait)
+            self._changed.clear()
+            stopping = self._stop
+            try:
+                self._send(stopping)
+                if self._done:
+                    return
+                self._failing, wait = False, _POLL_SECONDS
+            except Exception as error:  # whatever the store does, training goes on
+                wait = self._failed(error, wait)
+                tries -= stopping
+                if stopping and (tries <= 0 or time.monotonic() > self._deadline):
+                    return
+            if self._stop:
+                wait = _BETWEEN_TRIES_SECONDS
+            elif not self._failing:
+                self._send_some(others)
+
+    def _send(self, stopping: bool) -> None:
+        """Send what is new; with the last of it, end the run and take the marker away."""
+        before = self.run_id, dict(self._outbox.sent_files)
+        if stopping:
+            self._mirror.close()
+            self._done = True
+        else:
+            self._mirror.send()
+        if self._done and self._mirror.complete:
+            self._place.sent()
+        if self._done or before != (self.run_id, self._outbox.sent_files):
+            self._save()
+
+    def _send_some(self, others: Iterator[Sent]) -> None:
+        """Send some of what earlier runs left behind; what the store does not take now is for another time."""
+        until = time.monotonic() + _FOR_OTHERS_SECONDS
+        for sent in others:
+            if sent.problem:
+                _LOG.debug("%s is kept: %s", sent.place.file, sent.problem)
+            if self._stop or time.monotonic() > until:
+                return
+
+    def _failed(self, error: Exception, wait: float) -> float:
+        """Take note of a failure, and return how long to wait before the next try."""
+        if not self._warned:
+            self._warned = True
+            _LOG.warning(
+                "MLflow at %s does not take run %s (%s); training goes on and MLflow is tried again",
+                self._uri,
+                self._outbox.name,
+                in_one_line(error),
+            )
+        self._failing = True
+        self._mirror.forget()  # attach again: a fresh connection, and the store says what arrived
+        return min(_LONGEST_WAIT_SECONDS, max(2 * wait, _POLL_SECONDS))
+
+    def _save(self) -> None:
+        """Write the outbox; a disk that takes nothing is told of by the journal, which cannot do without it."""
+        try:
+            with self._saving:
+                self._place.write(self._outbox)
+        except OSError as error:
+            _LOG.warning("%s cannot be written: %s", self._place.file, error.strerror)
+
+    @property
+    def _uri(self) -> str:
+        return tracking_uri(TrackingConfig(uri=self._outbox.uri), self._place.work_dir)
