@@ -32,6 +32,7 @@ Everything = Annotated[bool, typer.Option("--all", help="All runs.")]
 NoChildren = Annotated[
     bool, typer.Option("--no-children", help="Only the runs named, without children and autoencoders.")
 ]
+_STORE = "A URI, or a directory that has mlruns (or gets it)."
 Into = Annotated[str, typer.Option(metavar="NAME", help="Put all runs into this experiment, not each into its own.")]
 
 
@@ -84,7 +85,7 @@ def export(
     Example: calm runs export --all --out runs.zip
     """
     from calm_lightning.errors import TrackingError
-    from calm_lightning.tracking.archive import write_archive
+    from calm_lightning.tracking.archive_writer import write_archive
     from calm_lightning.tracking.places import place_beside
     from calm_lightning.tracking.store_source import StoreSource
 
@@ -115,18 +116,23 @@ def import_(
     from calm_lightning.tracking.transfer import copy_runs
 
     place = place_beside(work_dir, uri)
-    with ArchiveSource(file) as source, _progress("importing") as progress:
-        done = copy_runs(source, place, into=into, progress=progress)
+    with ArchiveSource(file) as source:
+        with _progress("checking") as progress:
+            source.check(progress)
+        with _progress("importing") as progress:
+            done = copy_runs(source, place, into=into, progress=progress)
     _report(done, place.shown)
 
 
 @app.command()
 def copy(
-    to: Annotated[str, typer.Option("--to", metavar="STORE", help="URI, or directory that has mlruns or gets it.")],
     selection: Selection = None,
     everything: Everything = False,
     from_: Annotated[
-        str, typer.Option("--from", metavar="STORE", help="The same.", show_default="mlruns beside the work directory")
+        str, typer.Option("--from", metavar="STORE", help=_STORE, show_default="that beside the work directory")
+    ] = "",
+    to: Annotated[
+        str, typer.Option("--to", metavar="STORE", help=_STORE, show_default="that beside the work directory")
     ] = "",
     work_dir: WorkDir = Path("runs"),
     experiment: Experiments = None,
@@ -143,9 +149,11 @@ def copy(
     from calm_lightning.tracking.transfer import copy_runs
 
     chosen = _chosen(selection, everything, bool(experiment))
-    origin, place = find_place(from_) if from_ else place_beside(work_dir), find_place(to)
+    origin, place = (find_place(one) if one else place_beside(work_dir) for one in (from_, to))
     if origin.uri == place.uri:
-        raise TrackingError(f"--from and --to are the same store, {place.shown}")
+        raise TrackingError(
+            f"runs would be copied from {place.shown} to itself: name another store with --from or --to"
+        )
     source = StoreSource.choose(origin, chosen, experiments=experiment or (), children=not no_children)
     with _progress("copying") as progress:
         done = copy_runs(source, place, into=into, progress=progress)
@@ -180,7 +188,8 @@ def _progress(doing: str) -> Iterator[Callable[[int, int, str], None]]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[run]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task(doing, total=None, run="")
 
         def tell(done: int, total: int, name: str) -> None:

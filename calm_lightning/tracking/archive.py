@@ -11,16 +11,18 @@ with its size and hash, and an entry is never read past its size. The same runs 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
+import struct
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Annotated, Any, Literal
+from typing import IO, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -33,18 +35,16 @@ from calm_lightning.tracking.records import (
     RelativePath,
     RunId,
     RunRecord,
-    RunSource,
 )
 from calm_lightning.tracking.store_source import in_words
 
 FORMAT: Literal["calm-runs"] = "calm-runs"
 VERSION: Literal[1] = 1
-_INDEX = "calm-runs.json"
+INDEX = "calm-runs.json"
 _CHUNK = 1 << 20
 _INDEX_LIMIT, _RECORD_LIMIT, _LINE_LIMIT = 1 << 28, 1 << 27, 1 << 30
-_EPOCH = (1980, 1, 1, 0, 0, 0)
-_STORED = (".png", ".zip", ".gz", ".zst", ".safetensors", ".npz", ".parquet", ".jpg")
-"""Files that do not get smaller."""
+_DAMAGE = (zlib.error, EOFError, RuntimeError, ValueError, KeyError, struct.error)
+"""What Python's zipfile raises on damaged files beside its own error."""
 
 
 class _Header(BaseModel):
@@ -55,7 +55,7 @@ class _Header(BaseModel):
     version: int
 
 
-class _Index(BaseModel):
+class ArchiveIndex(BaseModel):
     """What the archive holds."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -63,83 +63,6 @@ class _Index(BaseModel):
     version: Literal[1]
     runs: list[RunId]
     entries: dict[RelativePath, tuple[Annotated[int, Field(ge=0)], Digest]]
-
-
-def write_archive(source: RunSource, path: Path, progress: Callable[[int, int, str], None]) -> int:
-    """Write runs into an archive, whole or not at all.
-
-    Args:
-        source: The runs.
-        path: The file; it is replaced.
-        progress: Told before each run: runs done, all runs, name of the next one.
-
-    Returns:
-        Bytes of the archive.
-
-    Raises:
-        TrackingError: A run cannot be read.
-        OSError: The file cannot be written.
-    """
-    scratch = path.with_name(f".{path.name}.part")
-    try:
-        with zipfile.ZipFile(scratch, "w") as archive:
-            _write(source, _Writer(archive), progress)
-        with scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return path.stat().st_size
-
-
-def _write(source: RunSource, writer: _Writer, progress: Callable[[int, int, str], None]) -> None:
-    written: set[str] = set()
-    for number, run_id in enumerate(source.run_ids):
-        run = source.run(run_id)
-        progress(number, len(source.run_ids), run.name)
-        writer.add(f"runs/{run_id}/run.json", [run.model_dump_json(indent=1).encode()])
-        lines = (history.model_dump_json().encode() + b"\n" for history in source.histories(run_id))
-        writer.add(f"runs/{run_id}/metrics.jsonl", lines)
-        for owner in (run_id, *(model.model_id for model in run.models)):
-            if owner not in written:
-                written.add(owner)
-                with source.files(owner) as folder:
-                    for file in folder.files:
-                        writer.add_file(f"files/{owner}/{file.path}", folder.root / file.path)
-    index = _Index(format=FORMAT, version=VERSION, runs=list(source.run_ids), entries=writer.entries)
-    writer.add(_INDEX, [index.model_dump_json(indent=1).encode()])
-    progress(len(source.run_ids), len(source.run_ids), "")
-
-
-class _Writer:
-    """Adds entries to a zip and keeps their sizes and hashes."""
-
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._archive = archive
-        self.entries: dict[str, tuple[int, str]] = {}
-
-    def add(self, name: str, chunks: Any) -> None:
-        """Add an entry.
-
-        Args:
-            name: Its path.
-            chunks: Its bytes, in pieces.
-        """
-        info = zipfile.ZipInfo(name, _EPOCH)
-        info.compress_type = zipfile.ZIP_STORED if name.endswith(_STORED) else zipfile.ZIP_DEFLATED
-        info.external_attr = 0o644 << 16
-        digest, size = hashlib.sha256(), 0
-        with self._archive.open(info, "w", force_zip64=True) as file:
-            for chunk in chunks:
-                file.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-        self.entries[name] = (size, digest.hexdigest())
-
-    def add_file(self, name: str, path: Path) -> None:
-        """Add a file."""
-        with path.open("rb") as file:
-            self.add(name, iter(lambda: file.read(_CHUNK), b""))
 
 
 class ArchiveSource:
@@ -158,7 +81,7 @@ class ArchiveSource:
             self._archive = zipfile.ZipFile(path)
         except FileNotFoundError:
             raise TrackingError(f"there is no file {path}") from None
-        except (zipfile.BadZipFile, OSError) as error:
+        except (zipfile.BadZipFile, OSError, *_DAMAGE) as error:
             raise TrackingError(f"{path} is not an archive of runs ({error}): calm runs export makes one") from None
         try:
             self._index = self._read_index()
@@ -172,6 +95,24 @@ class ArchiveSource:
 
     def __exit__(self, *_: object) -> None:
         self._archive.close()
+
+    def check(self, progress: Callable[[int, int, str], None]) -> None:
+        """Read everything once and compare it with the index, before anything of it is used.
+
+        Args:
+            progress: Told before each entry: bytes done, all bytes, name of the entry.
+
+        Raises:
+            TrackingError: The archive is damaged.
+        """
+        done, total = 0, sum(size for size, _ in self._index.entries.values())
+        with open(os.devnull, "wb") as nowhere:
+            for name, (size, _) in self._index.entries.items():
+                progress(done, total, name)
+                self._copy(name, nowhere)
+                done += size
+        for run_id in self.run_ids:
+            self.run(run_id)
 
     def run(self, run_id: str) -> RunRecord:
         """Return a run.
@@ -226,27 +167,27 @@ class ArchiveSource:
                 files.append(FileRecord(path=name.removeprefix(prefix), size=size, sha256=digest))
             yield Folder(Path(folder), tuple(files))
 
-    def _read_index(self) -> _Index:
+    def _read_index(self) -> ArchiveIndex:
         names = self._archive.namelist()
-        if _INDEX not in names:
+        if INDEX not in names:
             raise TrackingError(f"{self._path} is a zip file but not an archive of runs: calm runs export makes one")
-        content = self._read(_INDEX, _INDEX_LIMIT)
+        content = self._read(INDEX, _INDEX_LIMIT)
         try:
             header = _Header.model_validate_json(content)
             if header.format == FORMAT and header.version > VERSION:
                 raise TrackingError(
                     f"{self._path} was written by a newer calm (format {header.version}): upgrade this one"
                 )
-            index = _Index.model_validate_json(content)
+            index = ArchiveIndex.model_validate_json(content)
         except ValidationError as error:
-            raise self._damaged(f"{_INDEX}: {in_words(error)}") from None
-        expected = {*index.entries, _INDEX}
+            raise self._damaged(f"{INDEX}: {in_words(error)}") from None
+        expected = {*index.entries, INDEX}
         needed = {f"runs/{run_id}/{name}" for run_id in index.runs for name in ("run.json", "metrics.jsonl")}
         parents = {str(parent) for name in names for parent in PurePosixPath(name).parents}
         if parents & expected or len(names) != len(set(names)) or set(names) != expected or needed - expected:
             raise self._damaged("its entries are not those of its index")
         for info in self._archive.infolist():
-            if info.filename != _INDEX and info.file_size != index.entries[info.filename][0]:
+            if info.filename != INDEX and info.file_size != index.entries[info.filename][0]:
                 raise self._damaged(f"{info.filename} has another size than the index says")
         return index
 
@@ -295,8 +236,12 @@ class ArchiveSource:
         try:
             with self._archive.open(name) as file:
                 yield file
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, KeyError) as error:
+        except (zipfile.BadZipFile, *_DAMAGE) as error:
             raise self._damaged(f"{name}: {error}") from None
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a place before the file's start; the rest is the target's trouble
+                raise
+            raise self._damaged(name) from None
 
     def _damaged(self, what: str) -> TrackingError:
         return TrackingError(

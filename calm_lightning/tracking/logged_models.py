@@ -14,7 +14,6 @@ from calm_lightning.tracking.places import answering
 from calm_lightning.tracking.records import Folder, ModelRecord, RunSource
 
 _DESCRIPTION = "MLmodel"
-_READY = "READY"
 _METRICS = 1000  # in a batch, MLflow's own limit
 
 
@@ -36,12 +35,12 @@ def fill_model(source: RunSource, destination: Destination, model: ModelRecord) 
     with answering(destination.place):
         status = destination.client.get_logged_model(copy_id).status.value
     changes = 0
-    if status != _READY:  # a model that is ready does not change
+    if status != "READY":  # a model that is ready does not change
         with source.files(model.model_id) as folder:
             changes += _fill_files(destination, copy_id, folder)
     with answering(destination.place):
         changes += _fill_metrics(destination, model, copy_id)
-        if status != model.status and model.status in (_READY, "FAILED"):
+        if status != model.status and (model.status == "READY" or model.status == "FAILED"):
             destination.client.finalize_logged_model(copy_id, model.status)
             changes += 1
     return changes

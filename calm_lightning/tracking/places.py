@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
+_SILENT = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+"""What keeps MLflow from writing on the terminal."""
 _CONNECT_SECONDS = 5.0
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _LONGEST_REASON = 300
@@ -93,9 +95,8 @@ def open_place(place: Place, *, make: bool = False) -> MlflowClient:
         TrackingError: MLflow is not installed, or the store is not there, does not answer or is too old.
     """
     require_mlflow()
-    for key, value in quiet_environment().items():
+    for key, value in {**quiet_environment(), **_SILENT}.items():
         os.environ.setdefault(key, value)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     if place.directory is not None:
         if make:
             place.directory.mkdir(parents=True, exist_ok=True)

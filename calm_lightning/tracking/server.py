@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -90,7 +92,8 @@ def serve(
     Raises:
         TrackingError: No MLflow, no store, the port is taken, or the server does not start.
     """
-    command = server_command(config, work_dir, host, port, names)
+    secret = f"{secrets.token_hex(16)}.invalid"  # a name that only this server answers to
+    command = server_command(config, work_dir, host, port, [*names, secret])
     check_port(host, port)
     previous = signal.signal(signal.SIGTERM, _interrupt)
     environment = {**os.environ, **quiet_environment(), "MLFLOW_LOGGING_LEVEL": "ERROR", PARENT: str(os.getpid())}
@@ -106,7 +109,7 @@ def serve(
             start_new_session=True,
         )
         try:
-            _wait_until_it_answers(server, host, port, output)
+            _wait_until_it_answers(server, host, port, secret, output)
             announce(url_of(host, port))
             return server.wait()
         except KeyboardInterrupt:
@@ -120,27 +123,42 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _wait_until_it_answers(server: subprocess.Popen[bytes], host: str, port: int, output: IO[bytes]) -> None:
-    """Wait until the server takes connections.
+def _wait_until_it_answers(
+    server: subprocess.Popen[bytes], host: str, port: int, secret: str, output: IO[bytes]
+) -> None:
+    """Wait until this very server answers; another may have taken the port while it was starting.
 
     Raises:
         TrackingError: It ends before, or takes too long.
     """
-    address = (str(urlsplit(url_of(host, port)).hostname), port)
+    address = str(urlsplit(url_of(host, port)).hostname)
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with socket.create_connection(address, timeout=1.0):
-                return
-        except OSError:
-            time.sleep(0.1)
+        known = _status(address, port, secret) == HTTPStatus.OK
+        if known and _status(address, port, f"not-{secret}") == HTTPStatus.FORBIDDEN:
+            return
+        time.sleep(0.1)
     output.seek(0)
     said = [line.strip() for line in output.read().decode(errors="replace").splitlines() if line.strip()]
     errors = [line for line in said if re.match(r"[\w.]*(Error|Exception)\b", line)] or said
     reason = errors[-1][:_LONGEST_REASON] if errors else f"exit status {server.poll()}"
     if any("out-of-date database schema" in line for line in said):
         reason = "the store was made by an older MLflow: make a copy of it, then run mlflow db upgrade on it"
+    if any("address already in use" in line for line in said):
+        reason = f"another program took port {port} in the meantime; run it again"
     raise TrackingError(f"the MLflow server did not start: {reason}")
+
+
+def _status(address: str, port: int, name: str) -> int:
+    """Return the HTTP status of the first page, asked for by a name; 0 where nothing answers."""
+    connection = HTTPConnection(address, port, timeout=10.0)
+    try:
+        connection.request("GET", "/", headers={"Host": f"{name}:{port}"})
+        return connection.getresponse().status
+    except (OSError, HTTPException):
+        return 0
+    finally:
+        connection.close()
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

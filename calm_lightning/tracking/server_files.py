@@ -136,11 +136,13 @@ class ServerFiles:
     @contextmanager
     def _asked(self, method: str, endpoint: str, **given: Any) -> Iterator[Any]:
         """Ask the server; with the user's log-in, where MLflow knows one."""
-        from mlflow.utils.credentials import get_default_host_creds
-        from mlflow.utils.request_utils import augmented_raise_for_status
-        from mlflow.utils.rest_utils import http_request
+        from mlflow.utils import credentials, request_utils, rest_utils
 
-        answer = http_request(get_default_host_creds(self._uri), endpoint, method, **given)
+        # These have no annotations.
+        log_in: Any = credentials.get_default_host_creds
+        ask: Any = rest_utils.http_request
+        check: Any = request_utils.augmented_raise_for_status
+        answer = ask(log_in(self._uri), endpoint, method, **given)
         with answer:
-            augmented_raise_for_status(answer)
+            check(answer)
             yield answer

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _ANSWER_SECONDS = 20.0
+_TRAINING = "workflowType=machine_learning"
+"""Without it the UI may open its pages for chat applications."""
 _MOST_EXPERIMENTS, _MOST_SWEEPS = 3, 3
 
 
@@ -39,7 +41,7 @@ def links(url: str) -> list[Link]:
         page, ids = f"{url}/#/experiments/{one['experiment_id']}/runs", [one["experiment_id"]]
         if not _ask(url, "runs/search", experiment_ids=ids, max_results=1).get("runs"):
             continue
-        found.append(Link(f"experiment {one['name']}", page))
+        found.append(Link(f"experiment {one['name']}", f"{page}?{_TRAINING}"))
         sweeps: dict[str, Any] = {}
         for wanted in ("tags.stage = 'sweep'", "tags.`calm.stage` = 'sweep'"):
             answer = _ask(url, "runs/search", experiment_ids=ids, filter=wanted, max_results=_MOST_SWEEPS)

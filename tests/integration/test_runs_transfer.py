@@ -41,7 +41,8 @@ from mlflow.entities import (
 from calm_lightning.cli import runs
 from calm_lightning.cli.main import FrontDoor
 from calm_lightning.errors import TrackingError
-from calm_lightning.tracking.archive import ArchiveSource, write_archive
+from calm_lightning.tracking.archive import ArchiveSource
+from calm_lightning.tracking.archive_writer import write_archive
 from calm_lightning.tracking.places import find_place, open_place
 from calm_lightning.tracking.records import safe_path
 from calm_lightning.tracking.store_source import COPIED_FROM, StoreSource
@@ -450,6 +451,17 @@ def test_foreign_damaged_and_newer_files_are_one_sentence(archive: Path, tmp_pat
     assert "is not an archive of runs" in refusal(cut)
 
 
+def test_a_damaged_archive_leaves_no_trace(archive: Path, tmp_path: Path) -> None:
+    content = bytearray(archive.read_bytes())
+    with zipfile.ZipFile(archive) as file:
+        place = next(info.header_offset for info in file.infolist() if info.filename.endswith("front.png"))
+    content[place + 2000] ^= 1
+    (tmp_path / "bad.zip").write_bytes(content)
+    result = calm("import", str(tmp_path / "bad.zip"), "--work-dir", str(tmp_path / "new" / "runs"))
+    assert result.exit_code == 2 and "front.png" in result.stderr and "is damaged" in result.stderr
+    assert not (tmp_path / "new").exists()
+
+
 def test_entries_are_those_of_the_index(archive: Path, tmp_path: Path) -> None:
     extra = tmp_path / "extra.zip"
     shutil.copy(archive, extra)
@@ -525,6 +537,7 @@ def test_list_shows_and_filters(source: Path) -> None:
         (("export", "--out", "x.zip"), "no runs are named"),
         (("export", "nobody", "--out", "x.zip"), "is meant by 'nobody'"),
         (("copy", "x", "--all", "--to", "y"), "contradict each other"),
+        (("copy", "--all"), "to itself: name another store"),
         (("import", "none.zip"), "there is no file none.zip"),
     ],
 )

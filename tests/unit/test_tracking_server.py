@@ -7,10 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -195,6 +197,32 @@ def test_killed_while_the_server_starts(work_dir: Path) -> None:
     process.wait()
     assert below
     assert gone(below, 10.0)
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_while_the_server_starts(work_dir: Path) -> None:
+    """Whoever answers there is not taken for the server."""
+    from calm_lightning.tracking.server import serve
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    port, others = free_port(), []
+
+    def take() -> None:
+        time.sleep(1.0)
+        others.append(ThreadingHTTPServer(("127.0.0.1", port), Other))
+        others[0].serve_forever()
+
+    threading.Thread(target=take, daemon=True).start()
+    with pytest.raises(TrackingError, match=f"another program took port {port} in the meantime"):
+        serve(TrackingConfig(), work_dir, "127.0.0.1", port, print)
+    others[0].shutdown()
 
 
 @pytest.mark.slow
