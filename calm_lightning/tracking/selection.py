@@ -68,6 +68,7 @@ class TrackedRun:
         started: Unix seconds, None where that is not known.
         ended: Unix seconds, None while it runs.
         points: All evaluations by rising step; none for autoencoders.
+        experiment_id: Id of its experiment.
     """
 
     run_id: str
@@ -82,6 +83,7 @@ class TrackedRun:
     started: float | None
     ended: float | None
     points: tuple[ScorePoint, ...]
+    experiment_id: str = ""
 
     def tag(self, name: str) -> str:
         """Return a tag by its plain name, "" where there is none; older runs have `calm.` before it."""
@@ -239,6 +241,7 @@ def _read(
             started=_seconds(run.info.start_time),
             ended=_seconds(run.info.end_time),
             points=_points(steps.get(run.info.run_id, {})),
+            experiment_id=run.info.experiment_id,
         )
         for run in runs
     ]

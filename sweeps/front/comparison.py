@@ -12,7 +12,8 @@ charges B for scores that B need not reach, so both are given.
     difference of hypervolumes:          H_A - H_B over one reference point, BrierLM 0 at the cost c_ref
 
 The mean saving is that of the geometric mean of the cost ratios. Its levels are those that both fronts have: from the
-higher one of their first scores to the lower one of their last scores.
+higher one of their first scores to the lower one of their last scores; of every redraw, its own. Where one of the
+fronts is a single point, that is its score alone.
 
 Intervals come from redraws (`redraws.py`). A front is a maximum of noisy scores, so it lies above the true front, and a
 redrawn front lies above the estimated one by about as much. Hypervolumes inherit this in full, which the basic interval
@@ -65,21 +66,29 @@ class Saving:
     covered: float
 
 
-def common_range(a: Cloud, b: Cloud) -> tuple[float, float] | None:
-    """Return the scores that both fronts have, None where there are none."""
-    of_a, of_b = reach(a), reach(b)
-    if of_a is None or of_b is None:
-        return None
-    low, high = max(of_a[0], of_b[0]), min(of_a[1], of_b[1])
-    return (low, high) if low < high else None
+def common_range(a: Cloud, b: Cloud, scores: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+    """Return the lowest and the highest score that both fronts have, (R,) each; NaN where there is none.
+
+    Args:
+        a: The points of A.
+        b: The points of B.
+        scores: Their scores, (R, P) each.
+    """
+    (first_a, last_a), (first_b, last_b) = reach(a, scores[0]), reach(b, scores[1])
+    low, high = np.maximum(first_a, first_b), np.minimum(last_a, last_b)
+    there = low <= high
+    return np.where(there, low, np.nan), np.where(there, high, np.nan)
 
 
-def levels_of(low: float, high: float) -> Floats:
-    """Return levels of the score at the middles of equal parts of a range; the one level where it has no width."""
-    if low == high:
-        return np.array([low])
-    edges = np.linspace(low, high, _LEVELS + 1)
-    return np.asarray((edges[:-1] + edges[1:]) / 2)
+def levels_of(low: Floats, high: Floats) -> Floats:
+    """Return levels of the score at the middles of equal parts of ranges, (R, L).
+
+    Args:
+        low: (R,) lower ends.
+        high: (R,) upper ends.
+    """
+    parts = (np.arange(_LEVELS) + 0.5) / _LEVELS
+    return np.asarray(low[:, None] + (high - low)[:, None] * parts)
 
 
 def log_ratios(a: Cloud, b: Cloud, scores: tuple[Floats, Floats], levels: Floats, stepwise: bool = False) -> Floats:
@@ -89,7 +98,7 @@ def log_ratios(a: Cloud, b: Cloud, scores: tuple[Floats, Floats], levels: Floats
         a: The points of A.
         b: The points of B.
         scores: Their scores, (R, P) each.
-        levels: Levels of the score.
+        levels: Levels of the score, (R, L); one row stands for all redraws.
         stepwise: Do not interpolate.
     """
     of_a, of_b = (log_costs(one, drawn, levels, stepwise) for one, drawn in zip((a, b), scores, strict=True))
@@ -97,34 +106,41 @@ def log_ratios(a: Cloud, b: Cloud, scores: tuple[Floats, Floats], levels: Floats
     there = np.isfinite(ratios)
     counts = there.sum(axis=1)
     sums = np.where(there, ratios, 0.0).sum(axis=1)
-    return np.where(counts >= _ENOUGH * len(levels), sums / np.maximum(counts, 1), np.nan)
+    return np.where(counts >= _ENOUGH * levels.shape[-1], sums / np.maximum(counts, 1), np.nan)
 
 
-def saving(a: Cloud, b: Cloud, low: float, high: float, redraws: int = REDRAWS) -> Saving | None:
+def saving(a: Cloud, b: Cloud, span: tuple[float, float] | None = None, redraws: int = REDRAWS) -> Saving | None:
     """Return what A costs less than B at the same score, None where the fronts do not share these levels.
 
     Args:
         a: The points of A.
         b: The points of B; a model that is in A as well moves alike in both.
-        low: Lowest level, percent.
-        high: Highest level; `low` for a single one.
+        span: Lowest and highest level, percent, equal for a single one; None takes those that both fronts have.
         redraws: How often scores are drawn anew.
     """
-    levels, as_measured = levels_of(low, high), (a.score[None], b.score[None])
-    value = float(log_ratios(a, b, as_measured, levels)[0])
+
+    def levels(scores: tuple[Floats, Floats]) -> Floats:
+        if span is None:
+            return levels_of(*common_range(a, b, scores))
+        return levels_of(np.array([span[0]]), np.array([span[1]]))
+
+    measured = a.score[None], b.score[None]
+    own = levels(measured)
+    value = float(log_ratios(a, b, measured, own)[0])
     if not np.isfinite(value):
         return None
     drawn_a, drawn_b = redraw([a, b], redraws, SEED)
-    drawn = log_ratios(a, b, (drawn_a, drawn_b), levels)
+    drawn = log_ratios(a, b, (drawn_a, drawn_b), levels((drawn_a, drawn_b)))
     there = np.isfinite(drawn)
     lower, upper = interval(value, drawn[there], SAVING_INTERVAL) if there.any() else (-np.inf, np.inf)
-    step = float(log_ratios(a, b, as_measured, levels, stepwise=True)[0])
-    paid = [float(np.nanmean(log_costs(one, one.score[None], levels))) for one in (a, b)]
+    step = float(log_ratios(a, b, measured, own, stepwise=True)[0])
+    ends = span or tuple(float(end[0]) for end in common_range(a, b, measured))
+    paid = [float(np.nanmean(log_costs(one, one.score[None], own))) for one in (a, b)]
     return Saving(
         share=Estimate(1 - 10**value, 1 - 10**upper, 1 - 10**lower),
         stepwise=1 - 10**step if np.isfinite(step) else None,
-        low=low,
-        high=high,
+        low=ends[0],
+        high=ends[1],
         log10_cost_a=paid[0],
         log10_cost_b=paid[1],
         covered=float(there.mean()),
@@ -133,7 +149,7 @@ def saving(a: Cloud, b: Cloud, low: float, high: float, redraws: int = REDRAWS) 
 
 def stepwise_saving(a: Cloud, b: Cloud, level: float) -> float | None:
     """Return the saving at a level without interpolation, None where one of the fronts does not come so high."""
-    value = float(log_ratios(a, b, (a.score[None], b.score[None]), np.array([level]), stepwise=True)[0])
+    value = float(log_ratios(a, b, (a.score[None], b.score[None]), np.array([[level]]), stepwise=True)[0])
     return 1 - 10**value if np.isfinite(value) else None
 
 

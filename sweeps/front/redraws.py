@@ -116,7 +116,7 @@ def volumes(cloud: Cloud, scores_RP: Floats, reference: float) -> Floats:
     return np.asarray(rise_RC @ np.maximum(np.log10(reference / cloud.costs), 0.0))
 
 
-def log_costs(cloud: Cloud, scores_RP: Floats, levels_L: Floats, stepwise: bool = False) -> Floats:
+def log_costs(cloud: Cloud, scores_RP: Floats, levels_RL: Floats, stepwise: bool = False) -> Floats:
     """Return what levels of the score cost on fronts, (R, L), decimal logarithm; NaN where a front does not reach them.
 
     Between two points of a front that follow each other, the logarithm of the cost is interpolated linearly in the
@@ -126,27 +126,35 @@ def log_costs(cloud: Cloud, scores_RP: Floats, levels_L: Floats, stepwise: bool 
     Args:
         cloud: The points.
         scores_RP: Their scores.
-        levels_L: Levels of the score, percent, above 0.
+        levels_RL: Levels of the score, percent, above 0, or NaN; one row stands for all redraws.
         stepwise: Do not interpolate.
     """
     best_RC, cost_C = cloud.best_RC(scores_RP), np.log10(cloud.costs)
     rises_RC = np.diff(best_RC, axis=1, prepend=0.0) > 0
-    found = np.full((len(scores_RP), len(levels_L)), np.nan)
-    for row, (best, rises) in enumerate(zip(best_RC, rises_RC, strict=True)):
+    all_levels_RL = np.broadcast_to(levels_RL, (len(scores_RP), levels_RL.shape[-1]))
+    found = np.full(all_levels_RL.shape, np.nan)
+    for row, (best, rises, levels) in enumerate(zip(best_RC, rises_RC, all_levels_RL, strict=True)):
         scores, costs = best[rises], cost_C[rises]
         if not len(scores):
             continue
         if stepwise:
-            places = np.searchsorted(scores, levels_L)
+            places = np.searchsorted(scores, levels)
             reached = places < len(scores)
             found[row, reached] = costs[places[reached]]
         else:
-            found[row] = np.interp(levels_L, scores, costs, left=np.nan, right=np.nan)
+            known = np.isfinite(levels)  # where two fronts share no scores there are no levels
+            found[row, known] = np.interp(levels[known], scores, costs, left=np.nan, right=np.nan)
     return found
 
 
-def reach(cloud: Cloud) -> tuple[float, float] | None:
-    """Return the scores of the first and the last point of the front, None where no score is above 0."""
-    best_C = cloud.best_RC(cloud.score[None])[0]
-    above = best_C[best_C > 0]
-    return (float(above[0]), float(above[-1])) if len(above) else None
+def reach(cloud: Cloud, scores_RP: Floats) -> tuple[Floats, Floats]:
+    """Return the scores of the first and of the last point of fronts, (R,) each; NaN where no score is above 0.
+
+    Args:
+        cloud: The points.
+        scores_RP: Their scores.
+    """
+    best_RC = cloud.best_RC(scores_RP)
+    above_RC = np.where(best_RC > 0, best_RC, np.inf)
+    first_R, last_R = above_RC.min(axis=1), best_RC[:, -1]
+    return np.where(last_R > 0, first_R, np.nan), np.where(last_R > 0, last_R, np.nan)

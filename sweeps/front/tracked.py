@@ -18,7 +18,10 @@ from calm_lightning.flops.parameters import baseline_parameters, calm_parameters
 from calm_lightning.language_model.config import LanguageModelConfig
 from calm_lightning.stages.trainer_keys import NOT_IN_IDENTITY
 from calm_lightning.tracking.selection import TrackedRun
-from sweeps.front.series import COMPLETE, PRUNED, SETTINGS, Series
+from sweeps.front.series import COMPLETE, SETTINGS, Series
+
+UNFINISHED = "unfinished"
+"""State of a run that is still being trained, or was left in the middle."""
 
 _OF_BASELINE = ("model.d", "model.layers", "optim.lr")
 _PLACES = ("seed", "name", "stage", "work_dir", "autoencoder_run", "checkpoint_steps")
@@ -41,8 +44,9 @@ def series_of(run: TrackedRun) -> Series:
     label = run.tag("model")
     state = run.tag("state")
     ended_well = run.status == "FINISHED"
+    seed = int(run.params.get("seed", run.tag("seed") or 0))
     return Series(
-        label=label or run.name,
+        label=label or run.name.removesuffix(f"-s{seed}"),
         stage=stage,
         values=_values(label, run.params),
         parameters=_parameters(stage, run.params),
@@ -52,9 +56,9 @@ def series_of(run: TrackedRun) -> Series:
         mlflow_run_id=run.run_id,
         text="",
         slug=_slug(run, stage),
-        seed=int(run.params.get("seed", run.tag("seed") or 0)),
+        seed=seed,
         trial=int(run.tag("trial") or 0),
-        state=state or (COMPLETE if ended_well else PRUNED),
+        state=state or (COMPLETE if ended_well else UNFINISHED),
         settings=_settings(stage, run.params),
         reason=run.tag("reason") or ("" if state or ended_well else f"MLflow has it as {run.status.lower()}"),
         finished=run.ended,

@@ -1,0 +1,1 @@
+"""Runs of any stores -> fronts, and two fronts compared."""

@@ -1,0 +1,103 @@
+"""Fronts and comparisons as tables, for terminal and page."""
+
+from __future__ import annotations
+
+from sweeps.front.comparison import Saving
+from sweeps.front.intervals import Estimate
+from sweeps.pareto.chosen import Chosen
+from sweeps.pareto.comparing import Comparison, Side
+from sweeps.pareto.fronts import Front, Fronts
+from sweeps.pareto.words import front_notes, percent, plain
+from sweeps.report.grids import Grid
+from sweeps.report.seeds import MeanPoint, Model
+from sweeps.report.tables import scientific
+
+_MOST_IDS = 3
+_TITLES = {"training": "What a score costs to train", "inference": "What it costs to use"}
+_HEADS = {"training": "FLOPs", "inference": "FLOPs/token"}
+
+
+def front_grids(fronts: Fronts) -> list[Grid]:
+    """Return the tables of both fronts."""
+    return [_front_grid(fronts, front) for front in fronts.both]
+
+
+def _front_grid(fronts: Fronts, front: Front) -> Grid:
+    rows = [
+        (
+            str(number),
+            model.label,
+            scientific(front.cost(point)),
+            _score(point),
+            str(len(model.runs)),
+            f"{100 * front.shares[model.slug]:.0f} %",
+            _ids(model),
+        )
+        for number, (model, point, _) in enumerate(front.leaders, start=1)
+    ]
+    head = ("", "model", _HEADS[front.kind], "BrierLM [95 %]", "seeds", "on front", "run")
+    notes = (
+        *front_notes(fronts, front.kind),
+        "On front: share of redraws within the errors in which the model is on it.",
+    )
+    return Grid(_TITLES[front.kind], head, tuple(rows), notes, wraps=frozenset({1, 6}))
+
+
+def _score(point: MeanPoint) -> str:
+    return f"{point.score:.2f} [{point.low:.2f}, {point.high:.2f}]"
+
+
+def _ids(model: Model) -> str:
+    """Return the beginnings of a model's run ids, with which they can be found."""
+    ids = [(run.mlflow_run_id or "")[:8] for run in model.runs]
+    return " ".join(ids[:_MOST_IDS]) + (" ..." if len(ids) > _MOST_IDS else "")
+
+
+def comparison_grid(found: Comparison) -> Grid:
+    """Return both comparisons as one table."""
+    a, b = found.names
+    rows = [
+        ("hypervolume", *(_volumes(side) for side in found.sides)),
+        *(
+            (f"hypervolume of {name}", *(_estimate(getattr(side, key)) for side in found.sides))
+            for name, key in ((a, "volume_a"), (b, "volume_b"))
+        ),
+        ("mean saving at equal BrierLM", *(_saving(side.mean) for side in found.sides)),
+        ("  between whole evaluations", *(_stepwise(side.mean) for side in found.sides)),
+        ("  over BrierLM", *(_span(side.mean) for side in found.sides)),
+    ]
+    rows[0] = (f"hypervolume of {a} minus {b}", *rows[0][1:])
+    if found.level is not None:
+        rows.append((f"saving at BrierLM {found.level:g}", *(_saving(side.at) for side in found.sides)))
+        steps = [side.at_stepwise for side in found.sides]
+        rows.append(("  between whole evaluations", *("-" if one is None else f"{percent(one)} %" for one in steps)))
+    heads = (f"{a} against {b}", "training FLOPs", "inference FLOPs")
+    return Grid(f"{a} against {b}", heads, tuple(rows), wraps=frozenset({0}))
+
+
+def _volumes(side: Side) -> str:
+    return _estimate(side.difference)
+
+
+def _estimate(one: Estimate) -> str:
+    return f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
+
+
+def _saving(one: Saving | None) -> str:
+    return "-" if one is None else f"{percent(one.share.value)} % [{percent(one.share.low)}, {percent(one.share.high)}]"
+
+
+def _stepwise(one: Saving | None) -> str:
+    return "-" if one is None or one.stepwise is None else f"{percent(one.stepwise)} %"
+
+
+def _span(one: Saving | None) -> str:
+    return "no common scores" if one is None else f"{plain(one.low)} to {plain(one.high)}"
+
+
+def legend(names: tuple[str, str], selections: tuple[str, str], chosen: tuple[Chosen, Chosen]) -> list[str]:
+    """Return what the two names stand for: "A: tags.K = '4' (3 models · 9 runs · seeds 0, 1, 2)"."""
+    return [
+        f"{name}: {selection or 'all runs'} ({one.line()})"
+        for name, selection, one in zip(names, selections, chosen, strict=True)
+    ]
