@@ -348,6 +348,38 @@ def test_files_of_a_store_that_was_moved_are_found(source: Path, project: Path, 
 
 
 @pytest.mark.slow
+def test_a_copied_model_is_loaded_from_its_copy(project: Path, empty_store: Path, tmp_path: Path) -> None:
+    import mlflow
+
+    origin = tmp_path / "origin"
+    shutil.copytree(empty_store, origin / "mlruns")
+    place, before = find_place(origin), mlflow.get_tracking_uri()
+    open_place(place).create_experiment("calm", (origin / "mlruns" / "artifacts").as_uri())
+    code = (
+        "import mlflow\n"
+        "class Shout(mlflow.pyfunc.PythonModel):\n"
+        "    def predict(self, context, model_input: list[str]) -> list[str]:\n"
+        "        return [text + '!' for text in model_input]\n"
+        "mlflow.models.set_model(Shout())\n"
+    )
+    (tmp_path / "shout.py").write_text(code)
+    try:
+        mlflow.set_tracking_uri(place.uri)
+        mlflow.set_experiment("calm")
+        with mlflow.start_run(run_name="loud"):
+            mlflow.pyfunc.log_model(name="model", python_model=str(tmp_path / "shout.py"), pip_requirements=["mlflow"])
+        copy_runs(StoreSource.choose(place, []), find_place(project), progress=quiet)
+        shutil.rmtree(origin)
+        mlflow.set_tracking_uri(find_place(project).uri)
+        run = all_runs(open_place(find_place(project)))["loud"]
+        model = mlflow.pyfunc.load_model(f"models:/{run.outputs.model_outputs[0].model_id}")
+        assert model.predict(["hi"]) == ["hi!"]
+        assert model.metadata.run_id == run.info.run_id
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+@pytest.mark.slow
 def test_killed_again_and_again_there_is_one_whole_copy(source: Path, project: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, "runs", "copy", "--all", "--from", str(source), "--to", str(project)]
     database = project / "mlruns" / "mlflow.db"
