@@ -41,17 +41,18 @@ def run_outbox(
         config: Where runs are recorded.
         run_dir: The run directory.
         identity: The run's identity.
-        name: Its readable name.
+        name: Its readable name; the seed is added where it lacks it.
         parent: Identity of the sweep it is a part of, "" for none.
         corpus: Hash of the corpus' manifest.
         autoencoder: Identity of the autoencoder that a continuous model uses.
         datasets: What it is trained and scored on (`datasets.describe_datasets`).
         tags: Further tags.
     """
+    seeded = f"-s{resolved['seed']}"
     own = run_tags(resolved, run_dir=run_dir, corpus=corpus, autoencoder_identity=autoencoder)
     return Outbox(
         identity=identity,
-        name=name,
+        name=name if name.endswith(seeded) else f"{name}{seeded}",
         uri=config.uri,
         experiment=config.experiment,
         parent=parent,

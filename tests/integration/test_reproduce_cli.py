@@ -94,10 +94,22 @@ def test_killed_sweep_continues_to_table_figures_and_one_parent_run(tmp_path: Pa
         "select r.name, r.status from runs r join tags t on t.run_uuid = r.run_uuid "
         "where t.key = 'mlflow.parentRunId' order by r.name",
     )
-    names = ["autoencoder-K2-l64-d16-s0", "autoencoder-K3-l96-d16-s0", "baseline", "calm-K2", "calm-K3"]
+    names = ["autoencoder-K2-l64-d16-s0", "autoencoder-K3-l96-d16-s0", "baseline-s0", "calm-K2-s0", "calm-K3-s0"]
     assert children == [(name, "FINISHED") for name in names]
     twice = "select run_uuid, key, step from metrics group by run_uuid, key, step having count(*) > 1"
     assert mlflow_rows(tmp_path, twice) == []
     assert len(mlflow_rows(tmp_path, "select value from tags where key = 'pareto'")) == 3
+    on_front = mlflow_rows(tmp_path, "select run_uuid from tags where key = 'pareto' and value = 'front'")
+    models = mlflow_rows(tmp_path, "select source_run_id from logged_models where status = 2")
+    assert sorted(models) == sorted(on_front), "the models on the front are copied, and no others"
+    volumes = mlflow_rows(tmp_path, "select step, value from metrics where key = 'front/hypervolume' order by step")
+    assert [step for step, _ in volumes] == [1, 2, 3]
+    assert sorted(value for _, value in volumes) == [value for _, value in volumes]
+    (note,) = mlflow_rows(
+        tmp_path, "select value from tags where key = 'mlflow.note.content' and value like '%Front after%'"
+    )
+    assert "get-artifact?path=front.png" in note[0]
+    assert "(trial:" not in note[0]
+    assert not list(tmp_path.glob("runs/*/*/mlflow*.unsent")), "everything has been sent"
     assert list(tmp_path.glob("mlruns/artifacts/*/artifacts/front.html"))
     assert not list(directory.glob(".*"))

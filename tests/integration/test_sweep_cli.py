@@ -96,8 +96,8 @@ def test_a_killed_sweep_ends_complete_with_each_model_trained_once(finished: Pat
             "select run_uuid, key, step from metrics group by run_uuid, key, step having count(*) > 1"
         ).fetchall()
         fronts = store.execute("select value from tags where key = 'pareto'").fetchall()
-    names = ["autoencoder-K2-l64-d16-s0", "autoencoder-K3-l96-d16-s0", "baseline"]
-    names += ["calm-K2-N2", "calm-K2-N4", "calm-K3-N2", "calm-K3-N4"]
+    names = ["autoencoder-K2-l64-d16-s0", "autoencoder-K3-l96-d16-s0", "baseline-s0"]
+    names += ["calm-K2-N2-s0", "calm-K2-N4-s0", "calm-K3-N2-s0", "calm-K3-N4-s0"]
     assert rows == [(name, "FINISHED") for name in names]
     assert twice == []
     assert len(fronts) == 5
