@@ -115,6 +115,7 @@ def _chart(found: Comparison) -> go.Figure:
             _add_set(figure, found, side, number)
         _add_arrow(figure, side)
     dress(figure, 600)
+    figure.update_layout(legend={"traceorder": "reversed"})
     figure.update_xaxes(**COST_AXIS)
     for kind, (_, label) in AXES.items():
         figure.update_xaxes(title_text=label, row=1, col=_COLUMNS[kind])
@@ -200,14 +201,16 @@ def _add_arrow(figure: go.Figure, side: Side) -> None:
     axis = "" if side.kind == "training" else "2"
     share = saving.share
     word = "fewer" if share.value >= 0 else "more"
-    low, high = sorted((abs(share.low), abs(share.high)))
     figure.add_annotation(
         x=float(np.log10(of_a)), y=score, ax=float(np.log10(of_b)), ay=score, xref=f"x{axis}", yref=f"y{axis}",
         axref=f"x{axis}", ayref=f"y{axis}", showarrow=True, arrowhead=2, arrowwidth=2, arrowcolor=style.INK, text="",
     )  # fmt: skip
-    figure.add_annotation(
-        x=float(np.log10(max(of_a, of_b))), y=score, xref=f"x{axis}", yref=f"y{axis}", showarrow=False,
-        xanchor="left", xshift=8, text=f"<b>{percent(abs(share.value))} % {word}</b>",
-        font={"size": 13, "color": style.INK}, bgcolor="rgba(255,255,255,0.8)",
-        hovertext=f"95 % interval {percent(low)} to {percent(high)} %" if share.low * share.high > 0 else "holds 0",
-    )  # fmt: skip
+    middle = (float(np.log10(of_a)) + float(np.log10(of_b))) / 2
+    for text, shift, size in (
+        (f"<b>{percent(abs(share.value))} % {word}</b>", 12, 14),
+        (f"[{percent(share.low)}, {percent(share.high)}]", -12, 11),
+    ):
+        figure.add_annotation(
+            x=middle, y=score, xref=f"x{axis}", yref=f"y{axis}", showarrow=False, yshift=shift, text=text,
+            font={"size": size, "color": style.INK}, bgcolor="rgba(255,255,255,0.7)", borderpad=1,
+        )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sweeps.front.comparison import Saving
 from sweeps.front.intervals import Estimate
 from sweeps.pareto.chosen import Chosen
-from sweeps.pareto.comparing import Comparison, Side
+from sweeps.pareto.comparing import Comparison
 from sweeps.pareto.fronts import Front, Fronts
 from sweeps.pareto.words import front_notes, percent, plain
 from sweeps.report.grids import Grid
@@ -57,26 +57,24 @@ def comparison_grid(found: Comparison) -> Grid:
     """Return both comparisons as one table."""
     a, b = found.names
     rows = [
-        ("hypervolume", *(_volumes(side) for side in found.sides)),
-        *(
-            (f"hypervolume of {name}", *(_estimate(getattr(side, key)) for side in found.sides))
-            for name, key in ((a, "volume_a"), (b, "volume_b"))
-        ),
         ("mean saving at equal BrierLM", *(_saving(side.mean) for side in found.sides)),
-        ("  between whole evaluations", *(_stepwise(side.mean) for side in found.sides)),
         ("  over BrierLM", *(_span(side.mean) for side in found.sides)),
+        ("  between whole evaluations", *(_stepwise(side.mean) for side in found.sides)),
     ]
-    rows[0] = (f"hypervolume of {a} minus {b}", *rows[0][1:])
     if found.level is not None:
-        rows.append((f"saving at BrierLM {found.level:g}", *(_saving(side.at) for side in found.sides)))
         steps = [side.at_stepwise for side in found.sides]
-        rows.append(("  between whole evaluations", *("-" if one is None else f"{percent(one)} %" for one in steps)))
-    heads = (f"{a} against {b}", "training FLOPs", "inference FLOPs")
-    return Grid(f"{a} against {b}", heads, tuple(rows), wraps=frozenset({0}))
-
-
-def _volumes(side: Side) -> str:
-    return _estimate(side.difference)
+        rows += [
+            (f"saving at BrierLM {found.level:g}", *(_saving(side.at) for side in found.sides)),
+            ("  between whole evaluations", *("-" if one is None else f"{percent(one)} %" for one in steps)),
+        ]
+    rows += [
+        (f"hypervolume of {a}", *(_estimate(side.volume_a) for side in found.sides)),
+        (f"hypervolume of {b}", *(_estimate(side.volume_b) for side in found.sides)),
+        ("  difference", *(_estimate(side.difference) for side in found.sides)),
+    ]
+    heads = ("", "training FLOPs", "inference FLOPs")
+    notes = ("Hypervolumes in decades of FLOPs x percent, of both sets below the same cost.",)
+    return Grid(f"{a} against {b}", heads, tuple(rows), notes, wraps=frozenset({0}))
 
 
 def _estimate(one: Estimate) -> str:

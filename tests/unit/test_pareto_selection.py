@@ -190,5 +190,5 @@ def test_a_run_that_goes_on_is_no_finished_training(tmp_path: Path) -> None:
     add_run(place, 4, status="RUNNING")
     add_run(place, 2, status="KILLED")
     states = {series.K: series for series in map(series_of, select_runs([""], place))}
-    assert states[4].state == states[2].state == "pruned"
+    assert states[4].state == states[2].state == "unfinished"
     assert "running" in states[4].reason
