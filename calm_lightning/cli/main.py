@@ -13,16 +13,18 @@ import typer
 from typer.core import TyperGroup
 
 from calm_lightning import __version__
-from calm_lightning.cli import cache, data, sweep
+from calm_lightning.cli import cache, data, pareto, runs, sweep
 from calm_lightning.cli.checkpoints import export_hf, import_hf
 from calm_lightning.cli.config import config
 from calm_lightning.cli.diagnose import diagnose
 from calm_lightning.cli.evaluate import evaluate
 from calm_lightning.cli.flops import flops
 from calm_lightning.cli.generate import generate
+from calm_lightning.cli.report import report
 from calm_lightning.cli.reproduce import reproduce
 from calm_lightning.cli.train import train
 from calm_lightning.cli.ui import ui
+from calm_lightning.cli.unsent import send, unsent
 from calm_lightning.errors import CalmError
 
 USER_ERROR = 2
@@ -91,9 +93,15 @@ app.command()(generate)
 app.command()(diagnose)
 app.command()(flops)
 app.command()(config)
+app.command()(report)
+app.add_typer(pareto.app, name="pareto")
+app.add_typer(runs.app, name="runs")
 app.command()(import_hf)
 app.command()(export_hf)
 app.command()(ui)
+
+for _command in (unsent, send):
+    runs.app.command()(_command)
 
 
 def _show_version(wanted: bool) -> None:
