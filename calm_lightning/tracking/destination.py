@@ -6,8 +6,11 @@ the run. So there is no moment at which a killed copy leaves a run that the next
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from calm_lightning.errors import TrackingError
@@ -44,6 +47,29 @@ class Destination:
         self._experiments: dict[str, str] = {}
         self._experiment_ids: dict[str, str] = {}
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes of this machine from copying into an SQLite store at the same time.
+
+        Two that look for a copy, do not find it and make it would make it twice.
+
+        Raises:
+            TrackingError: Another process copies into the store.
+        """
+        if self.place.directory is None:
+            yield
+            return
+        directory = os.open(self.place.directory, os.O_RDONLY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(directory)
+            raise TrackingError(f"another process copies runs into {self.place.shown}: wait for it") from None
+        try:
+            yield
+        finally:
+            os.close(directory)
+
     def begin(self, run: RunRecord) -> tuple[str, bool, bool]:
         """Find the copy of a run, or make an empty one.
 
@@ -61,13 +87,10 @@ class Destination:
             found = self._original(run) or self._copy_of(run.origin, [experiment])
             made = found is None
             if found is None:
-                tags = {COPIED_FROM: run.origin, _USER: run.tags.get(_USER, run.user)}
+                user = run.tags.get(_USER, run.user)
+                tags = {COPIED_FROM: run.origin, **({_USER: user} if user else {})}
                 created = self.client.create_run(experiment, run.started, tags, run.name or None)
                 found = str(created.info.run_id)
-                first = self._copy_of(run.origin, [experiment])
-                if first is not None and first != found:  # another process copies the same run at this moment
-                    self.client.delete_run(found)
-                    found, made = first, False
         self.ids[run.run_id] = self.ids[run.origin] = found
         self._experiment_ids[run.experiment_id] = experiment
         return found, made, found == run.origin

@@ -8,16 +8,20 @@ these are strings there.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Protocol
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError
+
+from calm_lightning.errors import TrackingError
 
 _CHUNK = 1 << 20
 _LONGEST_PATH = 1000
+_DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def safe_path(path: str) -> str:
@@ -29,7 +33,7 @@ def safe_path(path: str) -> str:
     parts = path.split("/")
     if path != str(PurePosixPath(path)) or any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"{path!r} is not a path inside a directory")
-    if "\\" in path or ":" in parts[0] or len(path) > _LONGEST_PATH or not path.isprintable():
+    if "\\" in path or _DRIVE.match(path) or len(path) > _LONGEST_PATH or not path.isprintable():
         raise ValueError(f"{path!r} is not a path inside a directory")
     return path
 
@@ -214,12 +218,21 @@ def hash_of(path: Path) -> tuple[int, str]:
 
 
 def folder_of(root: Path) -> Folder:
-    """Return the files below a directory, hashed; none where it is not there. Links are not followed."""
+    """Return the files below a directory, hashed; none where it is not there. Links are not followed.
+
+    Raises:
+        TrackingError: A file has a name that cannot travel.
+    """
     found = []
     for path in sorted(root.rglob("*")):
         if path.is_file() and not path.is_symlink():
             size, digest = hash_of(path)
-            found.append(FileRecord(path=path.relative_to(root).as_posix(), size=size, sha256=digest))
+            try:
+                found.append(FileRecord(path=path.relative_to(root).as_posix(), size=size, sha256=digest))
+            except ValidationError:
+                raise TrackingError(
+                    f"the file {str(path)!r} cannot be copied because of its name: rename or remove it"
+                ) from None
     return Folder(root, tuple(found))
 
 

@@ -64,6 +64,11 @@ def copy_runs(
         TrackingError: A run cannot be read, or the store does not take it; running the same again goes on.
     """
     destination = Destination(place, into)
+    with destination.alone():
+        return _copy(source, destination, progress)
+
+
+def _copy(source: RunSource, destination: Destination, progress: Callable[[int, int, str], None]) -> list[Copied]:
     records = [source.run(run_id) for run_id in source.run_ids]
     begun = [destination.begin(record) for record in records]
     destination.look_up(record.tags[key] for record in records for key in RUN_TAGS if key in record.tags)

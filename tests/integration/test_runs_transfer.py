@@ -347,6 +347,24 @@ def test_files_of_a_store_that_was_moved_are_found(source: Path, project: Path, 
     assert picture(project) == before
 
 
+def test_two_copies_at_once_are_refused(source: Path, project: Path) -> None:
+    from calm_lightning.tracking.destination import Destination
+
+    with Destination(find_place(project)).alone():
+        result = calm("copy", "--all", "--from", str(source), "--to", str(project))
+    assert result.exit_code == 2 and "another process copies runs into" in result.stderr
+    assert all_runs(open_place(find_place(project))) == {}
+
+
+def test_a_file_whose_name_cannot_travel_is_named(empty_store: Path, project: Path, tmp_path: Path) -> None:
+    shutil.copytree(empty_store, tmp_path / "odd" / "mlruns")
+    client = open_place(find_place(tmp_path / "odd"))
+    run_id = begin(client, client.create_experiment("odd", (tmp_path / "odd" / "a").as_uri()), "odd")
+    client.log_text(run_id, "x", "a\nb.txt")
+    result = calm("copy", "odd", "--from", str(tmp_path / "odd"), "--to", str(project))
+    assert result.exit_code == 2 and "because of its name" in result.stderr and result.stderr.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_a_copied_model_is_loaded_from_its_copy(project: Path, empty_store: Path, tmp_path: Path) -> None:
     import mlflow
@@ -388,13 +406,15 @@ def test_killed_again_and_again_there_is_one_whole_copy(source: Path, project: P
         with sqlite3.connect(database, timeout=30) as connection:
             return int(connection.execute(f"select count(*) from {table}").fetchone()[0])
 
-    for table, more in (("runs", 1), ("runs", 1), ("metrics", 900), ("metrics", 900), ("metrics", 1), ("tags", 150)):
+    killed = 0
+    for table, more in (("runs", 1), ("metrics", 900), ("metrics", 900), ("metrics", 1), ("tags", 100)):
         wanted = count(table) + more
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and count(table) < wanted:
             time.sleep(0.002)
         process.kill()
-        process.wait()
+        killed += process.wait() == -signal.SIGKILL
+    assert killed >= 4
     last = subprocess.run(command, capture_output=True, text=True, check=False)
     assert last.returncode == 0, last.stderr
     assert picture(project) == picture(source)
