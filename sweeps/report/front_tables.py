@@ -48,7 +48,7 @@ def front_grid(findings: Findings, most_others: int | None = None) -> Grid:
         "redraws within the errors in which the model is on it."
     )
     if len(rest) > len(listed):
-        notes.append(f"{len(rest) - len(listed)} more models are in the files.")
+        notes.append(f"{len(rest) - len(listed)} more models are not listed here.")
     head = ("", "model", "FLOPs", "BrierLM [95 %]", "seeds", "on front")
     strong = frozenset(range(len(standing)))
     return Grid("The front, and the models beside it", head, tuple(rows), tuple(notes), strong, frozenset({1}))

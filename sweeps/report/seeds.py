@@ -29,9 +29,8 @@ from scipy.special import stdtrit
 
 from calm_lightning.metrics.names import ScorePoint
 from sweeps.front.series import COMPLETE, PRUNED, Series
+from sweeps.front.tracked import UNFINISHED
 
-UNFINISHED = "unfinished"
-"""State of a series whose run is still being trained, or was left in the middle."""
 LEVEL = 0.95
 """Probability that intervals are made for."""
 

@@ -12,10 +12,11 @@ import yaml
 from sweeps import artifacts
 from sweeps.config import BudgetConfig, SweepConfig
 from sweeps.front.series import PRUNED, Series
+from sweeps.front.tracked import UNFINISHED
 from sweeps.report.comparisons import calm_models, following_keys, short, shown, titled, values_of
 from sweeps.report.findings import Findings
 from sweeps.report.gathering import Gathered
-from sweeps.report.seeds import UNFINISHED, complete
+from sweeps.report.seeds import complete
 from sweeps.report.tables import quantity, scientific
 
 
@@ -24,14 +25,20 @@ def question(findings: Findings) -> list[str]:
     models = findings.models
     if len(models) == 1:
         return [f"How well does {models[0].label} continue text, and what did that cost?"]
+    calm, tokens = calm_models(models), [model for model in models if model.stage == "baseline"]
+    if len(calm) == len(tokens) == 1:
+        return [
+            f"How do {calm[0].label} and the token Transformer {tokens[0].label} compare, in what a score costs to "
+            "train and in what the models cost to use?"
+        ]
     varied = [f"{titled(key)} ({_values(findings, key)})" for key in findings.free]
     asked = "Which models give the highest BrierLM for their training FLOPs"
     lines = [f"{asked}, when these are varied: {'; '.join(varied)}?" if varied else f"{asked}?"]
-    follow = following_keys(calm_models(models), findings.free)
+    follow = following_keys(calm, findings.free)
     if varied and follow:
         shown_keys = ", ".join(dict.fromkeys(short(key) for key in follow))
         lines.append(f"These follow from what is varied, or go along with it: {shown_keys}.")
-    if any(model.stage == "baseline" for model in models) and calm_models(models):
+    if tokens and calm:
         lines.append("A token Transformer with the same data is trained beside them as the baseline.")
     return lines
 

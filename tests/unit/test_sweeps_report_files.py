@@ -150,7 +150,7 @@ def test_front_table_numbers_the_front_and_counts_what_it_leaves_out() -> None:
     numbers = [row[0] for row in table.rows]
     assert numbers == [*map(str, range(1, len(findings.leaders) + 1)), "", ""]
     left = len(findings.models) - len(numbers)
-    assert f"{left} more models are in the files." in table.notes
+    assert f"{left} more models are not listed here." in table.notes
     assert seeds_grid(findings) is None
 
 

@@ -33,6 +33,7 @@ class Material:
         trials: The run of each series of the sweeps, in their order.
         loose: Language models that belong to none of the sweeps, by what is equal for one run.
         autoencoders: Autoencoders by identity: those that were named, and those in use that are at hand.
+        asked: Those of them that were named.
         remarks: What could not be read, in sentences.
     """
 
@@ -40,6 +41,7 @@ class Material:
     trials: list[ReportedRun] = field(default_factory=list)
     loose: dict[str, ReportedRun] = field(default_factory=dict)
     autoencoders: dict[str, ReportedRun] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
     remarks: list[str] = field(default_factory=list)
 
     @property
@@ -115,6 +117,7 @@ def _add(found: Material, run: ReportedRun) -> None:
     """Add a run that was named, unless it is there."""
     if run.stage == AUTOENCODER:
         found.autoencoders[run.key] = run
+        found.asked.add(run.key)
     elif not any(_same(run, one) for one in found.trials):
         found.loose.setdefault(run.key, run)
 

@@ -90,7 +90,7 @@ def make_report(
     everything = join(material.records)
     scored = [run for run in material.models if run.points]
     parts = [part for part in protocols.comparable(scored) if any(run.trained for run in part)]
-    if not parts and not any(run.evaluations for run in material.autoencoders.values()):
+    if not parts and not any(material.autoencoders[key].evaluations for key in material.asked):
         raise SweepError(_nothing(material))
     gathered = [_gather(material, everything, part) for part in parts]
     groups = []
@@ -136,7 +136,7 @@ def _nothing(material: Material) -> str:
     """Return the sentence for runs without a single result."""
     if material.records and not material.loose:
         return nothing_yet(material.records)
-    runs = [*material.loose.values(), *material.autoencoders.values()]
+    runs = [*material.loose.values(), *(material.autoencoders[key] for key in sorted(material.asked))]
     named = ", ".join(f"{run.name} ({run.state_in_words()})" for run in runs[:4])
     more = f" and {len(runs) - 4} more" if len(runs) > 4 else ""
     return f"no evaluation of {named}{more} is there yet: train on, and report when there is one"

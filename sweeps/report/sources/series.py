@@ -16,8 +16,8 @@ from calm_lightning.config import RunConfig, identity
 from calm_lightning.errors import CalmError
 from sweeps.budget.rule import report_of
 from sweeps.front.series import COMPLETE, PRUNED, SETTINGS, Series
+from sweeps.front.tracked import UNFINISHED
 from sweeps.report.comparisons import short, shown
-from sweeps.report.seeds import UNFINISHED
 from sweeps.report.sources.keys import flat_keys, matters
 from sweeps.report.sources.run import AUTOENCODER, FINISHED, STOPPED, ReportedRun
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sweeps.report.headline import headline
+from sweeps.report.headline import headline, restored
 from sweeps.report.sources.report import Report
 from sweeps.report.sources.run import FINISHED
 
@@ -12,6 +12,8 @@ def told(report: Report) -> list[str]:
     lines = [report.title]
     for group in report.groups:
         lines += ([group.heading] if group.heading else []) + [" ".join(headline(group.findings))]
+    if not report.groups:
+        lines += [restored(run) for run in report.autoencoders if run.trained]
     if len(report.groups) > 1:
         lines.append(f"The groups do not compare with each other: they differ in {', '.join(report.apart)}.")
     unfinished = sum(run.state != FINISHED and not run.reason for run in report.runs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from calm_lightning.tracking.run_files import RunFiles
 from calm_lightning.tracking.selection import TrackedRun
 from calm_lightning.tracking.tags import AUTOENCODER_RUN_TAG
 from sweeps.cache.records import CONFIG, RESULT
+from sweeps.front.tracked import parsed
 from sweeps.report.sources.folders import (
     ENVIRONMENT,
     SAMPLE,
@@ -139,18 +139,8 @@ def _config(text: str, params: Mapping[str, str]) -> dict[str, Any]:
             if not isinstance(section, dict):
                 break
         else:
-            section[last] = _value(value)
+            section[last] = parsed(value)
     return nested
-
-
-def _value(text: str) -> Any:
-    """Return what a parameter stands for: MLflow keeps text."""
-    if text == "null":
-        return None
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _mapping(text: str) -> dict[str, Any]:

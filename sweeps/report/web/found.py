@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from sweeps.report.ablations import ablation_grid
+from sweeps.report.best import stretches_grid
 from sweeps.report.comparisons import calm_models, titled
 from sweeps.report.findings import Findings
 from sweeps.report.front_tables import brier_grid, front_grid, models_grid, seeds_grid
@@ -61,6 +62,7 @@ def tables_part(findings: Findings, name: str) -> str:
     seeds = seeds_grid(findings)
     parts = [
         front_grid(findings, LONGEST).to_html(),
+        table(stretches_grid(findings)) if len(findings.front) > 1 else "",
         table(models_grid(findings)),
         table(brier_grid(findings.gathered.series)),
         table(seeds) if seeds else "",

@@ -46,6 +46,6 @@ def history_chart(findings: Findings) -> go.Figure:
     dress(figure, 380, legend=False)
     order = "in the order in which they ended" if findings.in_time else "in the order of their numbers"
     figure.update_xaxes(title_text=f"trials, {order}", row=1, col=1)
-    figure.update_xaxes(title_text="training FLOPs spent, failed trials left out", exponentformat="power", row=1, col=2)
+    figure.update_xaxes(title_text="training FLOPs spent, failed trials left out", tickformat="~e", row=1, col=2)
     figure.update_yaxes(title_text=style.VOLUME_AXIS, rangemode="tozero", row=1, col=1)
     return figure

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from plotly.offline import get_plotlyjs
 
-from calm_lightning.metrics.names import TRAIN_FLOPS, VAL_ACCURACY_MEAN, VAL_ACCURACY_SAMPLED
 from sweeps.report.findings import Findings
 from sweeps.report.front_tables import failures_grid
+from sweeps.report.headline import restored
 from sweeps.report.sources.protocols import described, minor_differences
 from sweeps.report.sources.report import Group, Report
-from sweeps.report.sources.run import FINISHED, ReportedRun
+from sweeps.report.sources.run import FINISHED
 from sweeps.report.tables import scientific
 from sweeps.report.web import found, runs
 from sweeps.report.web.markup import SHEET, items, paragraph
@@ -108,16 +108,7 @@ def _warnings(report: Report) -> str:
 def _findings(report: Report) -> str:
     if report.groups:
         return _each(report, found.headline_part)
-    return "".join(paragraph(_restored(run), "finding") for run in report.autoencoders if run.trained)
-
-
-def _restored(run: ReportedRun) -> str:
-    """Return what an autoencoder restores, in a sentence."""
-    drawn, mean = (100 * run.last.get(name, 0.0) for name in (VAL_ACCURACY_SAMPLED, VAL_ACCURACY_MEAN))
-    return (
-        f"{run.name} restores {drawn:.2f} % of tokens from drawn latents and {mean:.2f} % from their means, after "
-        f"{run.steps:,} steps and {scientific(run.last.get(TRAIN_FLOPS, 0.0))} training FLOPs."
-    )
+    return "".join(paragraph(restored(run), "finding") for run in report.autoencoders if run.trained)
 
 
 def _method(report: Report) -> str:

@@ -18,12 +18,12 @@ from sweeps.report.tables import quantity
 from sweeps.report.web.autoencoders import autoencoders_chart, autoencoders_grid
 from sweeps.report.web.dressing import to_html
 from sweeps.report.web.markup import block, folded, items, paragraph, table
-from sweeps.report.words import sweep_commands
+from sweeps.report.words import counted, sweep_commands
 
-_MOST_SAMPLES = 24
+_MOST_SAMPLES = 12
 _MOST_COMMANDS = 60
 _MOST_CONFIGS = 12
-_UNFOLDED = 2
+_UNFOLDED, _UNFOLDED_COMMANDS = 2, 6
 _MOST_LISTS = 3
 _FACTS = {
     "commit": "commit",
@@ -118,9 +118,14 @@ def commands_part(report: Report) -> str:
             "them. Where a run is there already, its command finds it, or goes on with it:</p>"
         )
         parts += [_commands_of(run, len(known)) for run in known]
-    left_out = len(runs) - len(known)
-    if left_out:
-        parts.append(paragraph(f"{left_out} more runs have their configuration in config.yaml of their directory."))
+    more = sum(bool(run.resolved) for run in runs) - len(known)
+    if more:
+        parts.append(
+            paragraph(f"{counted(more, 'more run')} have their configuration in config.yaml of their directory.")
+        )
+    unknown = sum(not run.resolved for run in runs)
+    if unknown:
+        parts.append(paragraph(f"The configurations of {counted(unknown, 'run')} are not at hand any more."))
     return "".join(parts)
 
 
@@ -132,7 +137,7 @@ def _commands_of(run: ReportedRun, of: int) -> str:
     if of <= _MOST_CONFIGS:
         resolved = yaml.safe_dump(dict(run.resolved), sort_keys=False, allow_unicode=True)
         content += folded("config.yaml, resolved", f"<pre>{html.escape(resolved)}</pre>")
-    return folded(run.name, content, unfolded=of <= _UNFOLDED)
+    return folded(run.name, content, unfolded=of <= _UNFOLDED_COMMANDS)
 
 
 def environment_part(report: Report) -> str:
@@ -141,7 +146,7 @@ def environment_part(report: Report) -> str:
     versions = sorted({name for run in runs for name in run.environment if name.startswith(_VERSION)})
     titles = _FACTS | {name: name.removeprefix(_VERSION) for name in versions}
     rows = [(title, _values(name, runs)) for name, title in titles.items()]
-    grid = Grid("", ("", "value"), tuple(row for row in rows if row[1]), wraps=frozenset({0, 1}))
+    grid = Grid("", ("fact", "value"), tuple(row for row in rows if row[1]), wraps=frozenset({0, 1}))
     missing = sum(not run.environment.get("commit") and not run.environment.get("python") for run in runs)
     notes = f"Commit and machine were not recorded for {missing} of {len(runs)} runs." if missing else ""
     lists = sorted({run.packages for run in runs if run.packages})[:_MOST_LISTS]
