@@ -126,13 +126,15 @@ def _keep(study: str) -> None:
 
 
 def _show_links(url: str) -> None:
-    from calm_lightning.tracking.server_links import links
+    from calm_lightning.errors import TrackingError
+    from calm_lightning.tracking.server_links import links, prepared_views
 
+    found = []
     try:
-        found = links(url)
-    except OSError as error:  # the UI is up all the same
-        typer.echo(f"the server does not list its runs ({error})", err=True)
-        return
+        found += links(url)
+        found += prepared_views(url)
+    except (OSError, TrackingError) as error:  # the UI is up all the same
+        typer.echo(f"not every page is listed ({error})", err=True)
     width = max((len(link.title) for link in found), default=0)
     for link in found:
         typer.echo(f"  {link.title:{width}}  {link.url}")

@@ -7,9 +7,13 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
+from calm_lightning.metrics.names import BRIER_LM
+
 _ANSWER_SECONDS = 20.0
 _TRAINING = "workflowType=machine_learning"
 """Without it the UI may open its pages for chat applications."""
+_VIEWS = {"front": "BrierLM over cost", "sweep": "settings", "table": "models"}
+"""Prepared views that are shown, and what they are called."""
 _MOST_EXPERIMENTS, _MOST_SWEEPS = 3, 3
 
 
@@ -49,6 +53,28 @@ def links(url: str) -> list[Link]:
         found += [Link(f"sweep {name}", f"{page}/{run_id}") for run_id, name in list(sweeps.items())[:_MOST_SWEEPS]]
         if sum(link.title.startswith("experiment") for link in found) == _MOST_EXPERIMENTS:
             break
+    return found
+
+
+def prepared_views(url: str) -> list[Link]:
+    """Return the prepared views of the experiments that were worked on last, written where they are missing.
+
+    Args:
+        url: The server's address.
+
+    Raises:
+        TrackingError: The store cannot be written to.
+    """
+    from calm_lightning.tracking.places import answering, find_place, open_place
+    from calm_lightning.tracking.views import write_views
+
+    place = find_place(url)
+    client, found = open_place(place), []
+    with answering(place):
+        for one in client.search_experiments(order_by=["last_update_time DESC"], max_results=_MOST_EXPERIMENTS):
+            if client.search_runs([one.experiment_id], f"metrics.`{BRIER_LM}` >= 0", max_results=1):
+                views = write_views(client, one.experiment_id)
+                found += [Link(f"{_VIEWS[name]} ({one.name})", url + views[name]) for name in _VIEWS if name in views]
     return found
 
 

@@ -81,6 +81,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment = client.create_experiment("calm", (folder / "mlruns" / "artifacts").as_uri())
     for name, stage in (("tiny", "sweep"), ("calm-K4-s0", "calm")):
         run = client.create_run(experiment, tags={"stage": stage}, run_name=name)
+        if stage == "calm":
+            client.log_metric(run.info.run_id, "val/brier_lm", 5.0)
         client.set_terminated(run.info.run_id)
     client.create_experiment("nothing yet", (folder / "mlruns" / "artifacts").as_uri())
     make_sweep(folder / "runs" / "sweeps" / "tiny-sample")
@@ -137,6 +139,8 @@ def test_it_says_what_to_open_and_one_ctrl_c_stops_all(project: Path, tmp_path: 
         page = ui.until("experiment calm").split()[-1]
         assert page.startswith(f"{url}/#/experiments/")
         assert ui.until("sweep tiny").split()[-1].startswith(f"{page.partition('?')[0]}/")
+        view = ui.until("BrierLM over cost").split()[-1]
+        assert view.startswith(f"{url}/#/experiments/") and "viewStateShareKey=" in view
         dashboard = ui.until("optuna-dashboard: ").split()[1]
         assert "1 run is not here yet" in ui.until("calm runs send --work-dir runs")
         assert not any("nothing yet" in line for line in ui.said)
