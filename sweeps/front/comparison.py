@@ -132,7 +132,9 @@ def saving(a: Cloud, b: Cloud, span: tuple[float, float] | None = None, redraws:
     drawn_a, drawn_b = redraw([a, b], redraws, SEED)
     drawn = log_ratios(a, b, (drawn_a, drawn_b), levels((drawn_a, drawn_b)))
     there = np.isfinite(drawn)
-    lower, upper = interval(value, drawn[there], SAVING_INTERVAL) if there.any() else (-np.inf, np.inf)
+    if not there.any():  # two single points of equal score: any error parts them
+        return None
+    lower, upper = interval(value, drawn[there], SAVING_INTERVAL)
     step = float(log_ratios(a, b, measured, own, stepwise=True)[0])
     ends = span or tuple(float(end[0]) for end in common_range(a, b, measured))
     paid = [float(np.nanmean(log_costs(one, one.score[None], own))) for one in (a, b)]
@@ -164,7 +166,7 @@ def volume(cloud: Cloud, reference: float, redraws: int = REDRAWS) -> Estimate:
     value = float(volumes(cloud, cloud.score[None], reference)[0])
     (drawn,) = redraw([cloud], redraws, SEED, shared=1.0)
     low, high = interval(value, volumes(cloud, drawn, reference), VOLUME_INTERVAL)
-    return Estimate(value, max(0.0, low), high)
+    return _holding(value, max(0.0, low), high)
 
 
 def volume_difference(a: Cloud, b: Cloud, reference: float, redraws: int = REDRAWS) -> Estimate:
@@ -172,4 +174,9 @@ def volume_difference(a: Cloud, b: Cloud, reference: float, redraws: int = REDRA
     value = float((volumes(a, a.score[None], reference) - volumes(b, b.score[None], reference))[0])
     drawn_a, drawn_b = redraw([a, b], redraws, SEED)
     drawn = volumes(a, drawn_a, reference) - volumes(b, drawn_b, reference)
-    return Estimate(value, *interval(value, drawn, VOLUME_INTERVAL))
+    return _holding(value, *interval(value, drawn, VOLUME_INTERVAL))
+
+
+def _holding(value: float, low: float, high: float) -> Estimate:
+    """Return an estimate whose interval reaches to it, which an interval that is corrected for bias need not do."""
+    return Estimate(value, min(low, value), max(high, value))

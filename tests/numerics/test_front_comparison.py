@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,3 +231,16 @@ def test_reach_is_from_the_first_to_the_last_point_of_the_front() -> None:
     assert (low, high) == (1.5, 4.0)
     nothing = cloud([(1.0, 0.0)])
     assert all(math.isnan(end[0]) for end in reach(nothing, nothing.score[None]))
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    """A short run of the benchmark whose long run is in docs/pareto.md."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    from bench_pareto_coverage import ALONE, CHOSEN, Scenario, measure
+
+    scenario = Scenario(models_a=8, models_b=8, seeds=3, shared=0.5, error=0.04, spread=0.03, quality=0.08)
+    for one in measure(scenario, 60):
+        if one.quantity != ALONE:
+            assert one.coverage[CHOSEN[one.quantity]] >= 0.88, one
+            assert one.width[CHOSEN[one.quantity]] < 12 * one.deviation, one  # 3.9 would be exact
+            assert abs(one.bias) < one.deviation, one
