@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from calm_lightning.errors import SweepError
 from calm_lightning.tracking.server import check_port
 from sweeps.trials.reading import open_trials
+
+_HERE = ("127.0.0.1", "localhost", "::1")
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+def _asked_by_name(served: Application) -> Application:
+    """Return the application for requests to this machine only: a page elsewhere whose name was made to point here gets
+    nothing.
+    """
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        name = str(environ.get("HTTP_HOST", "")).rpartition(":")[0] or str(environ.get("HTTP_HOST", ""))
+        if name.strip("[]") in _HERE:
+            return served(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "text/plain")])
+        return [b"this server answers to localhost only\n"]
+
+    return application
 
 
 def serve(directory: Path, host: str, port: int, announce: Callable[[str], object]) -> None:
@@ -38,8 +58,9 @@ def serve(directory: Path, host: str, port: int, announce: Callable[[str], objec
 
     record = open_trials(directory)
     check_port(host, port)
-    with make_server(host, port, wsgi(record.storage), handler_class=Quiet) as server:
+    served = wsgi(record.storage)
+    with make_server(host, port, _asked_by_name(served) if host in _HERE else served, handler_class=Quiet) as server:
         announce(f"optuna-dashboard: http://{host}:{port}/dashboard  (study {record.name}; Ctrl-C stops it)")
-        if host not in ("127.0.0.1", "localhost", "::1"):
+        if host not in _HERE:
             announce("Anyone who can reach this address can read and change the study: there is no log-in.")
         server.serve_forever()

@@ -44,6 +44,7 @@ LEVELS = {
 
 ONLY_IN = {
     "mlflow": ("calm_lightning.tracking", "calm_lightning.programs.pyfunc"),
+    "pydantic": ("calm_lightning.tracking",),
     "optuna": ("sweeps",),
     "simpleeval": ("sweeps.space.expressions",),
     "sqlalchemy": ("sweeps.trials.storage",),

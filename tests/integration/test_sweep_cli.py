@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -162,6 +163,9 @@ def test_optuna_dashboard_serves_the_study_on_loopback(finished: Path) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=10) as answer:
             studies = json.load(answer)["study_summaries"]
         assert [study["study_name"].split("-")[0] for study in studies] == ["tiny"]
+        rebound = urllib.request.Request(f"http://127.0.0.1:{port}/api/studies", headers={"Host": "evil.example:80"})
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(rebound, timeout=10)
         taken = calm("sweep", "dashboard", "tiny", "--work-dir", finished / "runs", "--port", port)
         assert taken.exit_code == 2
         assert "choose another port" in taken.output
