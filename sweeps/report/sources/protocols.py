@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweeps.report.sources.run import ReportedRun
+from sweeps.report.sources.run import AUTOENCODER, ReportedRun
 
 DECISIVE = ("corpus", "split", "tokenizer", "name", "block_tokens", "start_stride", "temperature")
 """What must be the same for scores to compare."""
@@ -40,6 +40,7 @@ def comparable(runs: Sequence[ReportedRun]) -> list[list[ReportedRun]]:
         if home is None:
             groups.append((own, [run]))
         else:
+            home[0].update(own)
             home[1].append(run)
     order = {id(run): number for number, run in enumerate(runs)}
     members = [sorted(group, key=lambda run: order[id(run)]) for _, group in groups]
@@ -95,13 +96,19 @@ def described(run: ReportedRun) -> str:
     known = run.protocol
     if not {"block_tokens", "samples"} <= known.keys():
         return ""
+    language_model = run.stage != AUTOENCODER
     starts = known.get("starts") or f"multiples of {known.get('start_stride')} tokens"
     blocks = known.get("blocks") or known.get("max_blocks")
     documents = f" of {known['documents']} documents" if known.get("documents") else ""
     return (
         f"Scored on the split {known.get('split')} of corpus {corpus_in_words(run)}: "
-        f"{blocks} blocks of {known['block_tokens']:,} tokens{documents}, start positions {starts}, "
-        f"{known['samples']} samples per position, protocol {known.get('name')}."
+        f"{blocks} blocks of {known['block_tokens']:,} tokens{documents}, "
+        + (
+            f"start positions {starts}, {known['samples']} samples per position, "
+            if language_model
+            else "every token, "
+        )
+        + f"protocol {known.get('name')}."
     )
 
 

@@ -64,7 +64,8 @@ def to_html(figure: go.Figure, name: str) -> str:
         name: Its id in the page.
     """
     config = {"displaylogo": False, "responsive": True, "displayModeBar": "hover"}
-    return str(figure.to_html(include_plotlyjs=False, full_html=False, config=config, div_id=name))
+    chart = figure.to_html(include_plotlyjs=False, full_html=False, config=config, div_id=name)
+    return f'<div class="wide">{chart}</div>'
 
 
 def hover(model: Model, point: MeanPoint) -> str:

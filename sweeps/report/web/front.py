@@ -43,7 +43,7 @@ def front_chart(findings: Findings) -> go.Figure:
     dress(figure, 620)
     figure.update_xaxes(**COST_AXIS)
     figure.update_xaxes(title_text=style.TRAIN_AXIS, row=1, col=1)
-    figure.update_xaxes(title_text=style.INFERENCE_AXIS, row=1, col=2)
+    figure.update_xaxes(title_text="FLOPs per generated token", row=1, col=2)
     figure.update_yaxes(rangemode="tozero")
     figure.update_yaxes(title_text=style.SCORE_AXIS, row=1, col=1)
     return figure

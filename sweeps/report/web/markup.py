@@ -37,9 +37,10 @@ tr.strong td {{ font-weight: 600; }}
 summary {{ cursor: pointer; color: {style.MUTED}; margin: 4px 0; }}
 footer {{ margin-top: 40px; color: {style.MUTED}; font-size: 13px; }}
 img {{ max-width: 100%; }}
+@media screen {{ .plotly-graph-div {{ min-width: 640px; }} }}
 @media print {{
   main {{ max-width: none; padding: 0; }}
-  nav, .modebar, .updatemenu-container {{ display: none !important; }}
+  nav, .modebar, .updatemenu-container, details.screen {{ display: none !important; }}
   h2, h3 {{ break-after: avoid; }}
   tr, .plotly-graph-div, div.warning {{ break-inside: avoid; }}
   div.wide {{ overflow: visible; }}
@@ -61,15 +62,17 @@ def paragraph(text: str, kind: str = "note") -> str:
     return f'<p class="{kind}">{html.escape(text)}</p>'
 
 
-def folded(title: str, content: str, *, unfolded: bool = False) -> str:
+def folded(title: str, content: str, *, unfolded: bool = False, printed: bool = True) -> str:
     """Return a part that a click folds and unfolds.
 
     Args:
         title: What is always seen.
         content: The part, as HTML.
         unfolded: Whether it is unfolded at first.
+        printed: Whether it is a part of the printed page.
     """
-    return f"<details{' open' if unfolded else ''}><summary>{html.escape(title)}</summary>{content}</details>"
+    kind = "" if printed else ' class="screen"'
+    return f"<details{kind}{' open' if unfolded else ''}><summary>{html.escape(title)}</summary>{content}</details>"
 
 
 def table(grid: Grid) -> str:

@@ -11,8 +11,8 @@ from plotly.offline import get_plotlyjs
 from sweeps.report.findings import Findings
 from sweeps.report.front_tables import failures_grid
 from sweeps.report.headline import restored
-from sweeps.report.sources.protocols import described, minor_differences
-from sweeps.report.sources.report import Group, Report
+from sweeps.report.sources.protocols import comparable, described, minor_differences
+from sweeps.report.sources.report import Report
 from sweeps.report.sources.run import FINISHED
 from sweeps.report.tables import scientific
 from sweeps.report.web import found, runs
@@ -22,6 +22,10 @@ from sweeps.report.words import budget_line, budget_rule, counts, failures, fair
 GENERATOR = '<meta name="generator" content="calm-lightning report">'
 """By this a page is known again, so that nothing else is overwritten."""
 _MOST_NAMED = 8
+_AUTOENCODER = (
+    "An autoencoder turns K tokens into one latent vector z of dimension l and back. The language model draws such "
+    "vectors, so what counts is how many tokens come back from a z drawn around the mean."
+)
 _ON_PRINT = "addEventListener('beforeprint',()=>document.querySelectorAll('details').forEach(part=>part.open=true))"
 
 
@@ -49,7 +53,7 @@ def write_page(path: Path, report: Report) -> None:
 def _sections(report: Report) -> Iterator[tuple[str, str, str]]:
     """Yield anchor, heading and content of every section; those without content are left out of the page."""
     yield "findings", "Findings", _findings(report)
-    yield "question", "Question", _each(report, lambda one, name: items(question(one)))
+    yield "question", "Question", _question(report)
     yield "method", "Method", _method(report)
     yield "budget", "Budget", _budget(report)
     yield "fairness", "Fairness", _each(report, lambda one, name: items(fairness(one)))
@@ -96,6 +100,8 @@ def _warnings(report: Report) -> str:
             f"<p><strong>Not all of these runs compare with each other.</strong> They differ in {html.escape(apart)}, "
             "and scores measured differently say nothing about each other. The page keeps them apart:</p>"
         ) + items(groups)
+    elif not report.groups and len(comparable(report.autoencoders)) > 1:
+        made += "<p><strong>These autoencoders were scored on different text</strong> (see the method).</p>"
     unfinished = [run for run in report.runs if run.state != FINISHED and not run.reason]
     if unfinished:
         named = [f"{run.name} ({run.state_in_words()})" for run in unfinished[:_MOST_NAMED]]
@@ -111,12 +117,22 @@ def _findings(report: Report) -> str:
     return "".join(paragraph(restored(run), "finding") for run in report.autoencoders if run.trained)
 
 
+def _question(report: Report) -> str:
+    if report.groups:
+        return _each(report, lambda one, name: items(question(one)))
+    return items(["How much of the text do these autoencoders restore, and what did that cost?"])
+
+
 def _method(report: Report) -> str:
-    lines = method(report.gathered) if report.gathered is not None else []
-    for group in report.groups or [None]:
-        members = group.runs if isinstance(group, Group) else report.autoencoders
+    """Return what was done, and how it was measured: for each group of language models, else of autoencoders."""
+    lines = method(report.gathered) if report.gathered is not None else [_AUTOENCODER]
+    parts = [(group.name, group.runs) for group in report.groups]
+    if not parts:
+        alike = comparable(report.autoencoders)
+        parts = [(", ".join(run.name for run in part) if len(alike) > 1 else "", tuple(part)) for part in alike]
+    for name, members in parts:
         told = next((text for run in members if (text := described(run))), "How scores were measured is not recorded.")
-        lines.append(f"{group.name}: {told}" if isinstance(group, Group) and group.name else told)
+        lines.append(f"{name}: {told}" if name else told)
         lines += minor_differences(members)
     return items(lines)
 

@@ -136,7 +136,7 @@ def _commands_of(run: ReportedRun, of: int) -> str:
     content = block(lines) + (f"<p class='note'>Where the directory is:</p>{block([here])}" if here else "")
     if of <= _MOST_CONFIGS:
         resolved = yaml.safe_dump(dict(run.resolved), sort_keys=False, allow_unicode=True)
-        content += folded("config.yaml, resolved", f"<pre>{html.escape(resolved)}</pre>")
+        content += folded("config.yaml, resolved", f"<pre>{html.escape(resolved)}</pre>", printed=False)
     return folded(run.name, content, unfolded=of <= _UNFOLDED_COMMANDS)
 
 
@@ -154,6 +154,7 @@ def environment_part(report: Report) -> str:
         folded(
             "Every installed package" if len(lists) == 1 else f"Installed packages, list {number}",
             f"<pre>{html.escape(text)}</pre>",
+            printed=False,
         )
         for number, text in enumerate(lists, start=1)
     )
