@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calm_lightning.cli import options
+from calm_lightning.cli import options, recording
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +31,7 @@ class ProtocolName(StrEnum):
 
 
 def evaluate(
+    context: typer.Context,
     model: options.Model,
     text: Annotated[
         Path | None, typer.Option(help="Score on this file: .txt (one document) or .jsonl[.zst|.gz] (the Pile's).")
@@ -58,6 +59,7 @@ def evaluate(
     tokenizer: options.Tokenizer = "",
     as_json: options.AsJson = False,
     out: Annotated[Path | None, typer.Option(help="Write the JSON document to this file, too.")] = None,
+    mlflow: recording.WithMlflow = None,
 ) -> None:
     """Score a language model with BrierLM, or an autoencoder by its reconstruction.
 
@@ -79,10 +81,13 @@ def evaluate(
         protocol.value, block_tokens, samples, start_stride, precision.value, batch_tokens, max_blocks, seed
     )
     opened = open_model(model, autoencoder=autoencoder, sampling_steps=sampling_steps, solver=solver)
+    recorded = recording.find_store(model, mlflow)
     found_text = _read_text(opened, text, tokenizer) if text is not None else _open_split(opened, split)
     with _progress_bar(hidden=as_json) as on_batch:
         found = run_evaluation(opened, found_text, chosen, on_batch)
     _report(found, model, as_json, out)
+    if recorded is not None:
+        recording.record(recorded, opened, found, text, context, quiet=as_json)
 
 
 def _report(found: Evaluation, model: Path, as_json: bool, out: Path | None) -> None:

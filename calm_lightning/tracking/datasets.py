@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TRAINING, VALIDATION, EVALUATION = "training", "validation", "evaluation"
 _CONTEXT = "mlflow.data.context"
 """MLflow's tag that says what a dataset was used for; the UI shows it beside the name."""
+_MODEL = "model"
 _DIGEST = 16
 """Characters of a digest: MLflow allows 36, and shows all of them behind the name."""
 _LONGEST_NAME = 500
@@ -93,15 +94,13 @@ def describe_split(config: DataConfig, split: str, context: str) -> list[dict[st
     ]
 
 
-def describe_text(name: str, sha256: str, tokens: int, documents: int, context: str = EVALUATION) -> dict[str, Any]:
-    """Describe a text that is no corpus.
+def describe_text(name: str, sha256: str, tokens: int) -> dict[str, Any]:
+    """Describe a text that is no corpus and was evaluated on.
 
     Args:
         name: What it is called, for example the file's name.
         sha256: SHA-256 of its documents.
         tokens: Its tokens, separators included.
-        documents: Its documents.
-        context: As `describe_split`.
     """
     return {
         "name": name[:_LONGEST_NAME],
@@ -109,13 +108,22 @@ def describe_text(name: str, sha256: str, tokens: int, documents: int, context: 
         "source_type": "local",
         "source": json.dumps({"uri": name, "sha256": sha256}),
         "schema": None,
-        "profile": json.dumps({"documents": documents, "tokens": tokens}),
-        "tags": {_CONTEXT: context},
+        "profile": json.dumps({"tokens": tokens}),
+        "tags": {_CONTEXT: EVALUATION},
     }
 
 
+def describe_model(identity: str) -> dict[str, Any]:
+    """Describe a trained model that a run uses: for MLflow that is an input as datasets are.
+
+    Args:
+        identity: Identity of the run that trained it.
+    """
+    return {_MODEL: identity}
+
+
 def log_datasets(client: MlflowClient, run_id: str, described: Sequence[Mapping[str, Any]]) -> None:
-    """Log the datasets that a run does not have yet.
+    """Log the datasets, and of models those that are in the store, which a run does not have yet.
 
     Args:
         client: The MLflow client.
@@ -129,15 +137,20 @@ def log_datasets(client: MlflowClient, run_id: str, described: Sequence[Mapping[
 
     if not described:
         return
-    inputs = client.get_run(run_id).inputs
-    known = {(one.dataset.name, one.dataset.digest) for one in (inputs.dataset_inputs if inputs else [])}
+    run = client.get_run(run_id)
+    known = {(one.dataset.name, one.dataset.digest) for one in (run.inputs.dataset_inputs if run.inputs else [])}
     fresh = []
     for one in described:
-        if (one["name"], one["digest"]) not in known:
+        if _MODEL not in one and (one["name"], one["digest"]) not in known:
             values = [one[key] for key in ("name", "digest", "source_type", "source", "schema", "profile")]
             fresh.append(DatasetInput(Dataset(*values), [InputTag(key, value) for key, value in one["tags"].items()]))
     if fresh:
         client.log_inputs(run_id, datasets=fresh)
+    if models := [one[_MODEL] for one in described if _MODEL in one]:
+        from calm_lightning.tracking.models import find_model, use_models
+
+        found = [find_model(client, run.info.experiment_id, identity) for identity in models]
+        use_models(client, run_id, [model_id for model_id in found if model_id is not None])
 
 
 def _digest(corpus_hash: str, split: str, shares: Mapping[str, float] | None) -> str:

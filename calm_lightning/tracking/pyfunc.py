@@ -57,8 +57,8 @@ class ServedModel(PythonModel):
 
         Args:
             context: MLflow's; not needed any more.
-            model_input: Texts, in a column called "prompt" or without a name. MLflow makes that of lists of strings, too,
-                and asks for this annotation: with others it complains whenever a model is loaded.
+            model_input: Texts, in a column called "prompt" or without a name. MLflow makes that of lists of strings,
+                too, and asks for this annotation: with others it complains whenever a model is loaded.
             params: What the signature has as parameters; what is missing has its default.
 
         Returns:
