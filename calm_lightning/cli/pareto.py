@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Pareto fronts of runs in MLflow, and two of them compared.")
 
 _SELECTION = "A study's name, an MLflow filter, a run; another store before it: STORE::FILTER."
+_OR = " | "
+"""Between selections of one argument: MLflow's filters have no "or"."""
 WorkDir = Annotated[Path, typer.Option(help="Directory of runs; the store is mlruns/ beside it.")]
 Uri = Annotated[str, typer.Option(help="Another MLflow store (tracking.uri of the runs).")]
 Experiments = Annotated[
@@ -83,7 +85,7 @@ def front(
 @app.command()
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help=_SELECTION)],
-    b: Annotated[str, typer.Argument(metavar="B", help="The same.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same; several are joined by ' | '.")],
     work_dir: WorkDir = Path("runs"),
     uri: Uri = "",
     experiment: Experiments = None,
@@ -119,8 +121,8 @@ def compare(
     from sweeps.pareto.tables import comparison_grid, legend
     from sweeps.pareto.words import comparison_notes, saving_sentences, volume_sentence
 
-    chosen = _chosen([a], work_dir, uri, experiment, name_a), _chosen([b], work_dir, uri, experiment, name_b)
     names = name_a, name_b
+    chosen = _chosen([a], work_dir, uri, experiment, name_a), _chosen([b], work_dir, uri, experiment, name_b)
     found = compared(*chosen, names=names, level=at, low=from_, high=to, reference=at_reference)
     lines = legend(names, (a, b), chosen)
     files: list[Path] = []
@@ -146,8 +148,10 @@ def _chosen(
     _require_extra()
     from sweeps.pareto.chosen import choose
 
+    place = place_beside(work_dir, uri)
+    words = [word for selection in selections for word in selection.split(_OR)]
     with _progress() as progress:
-        runs = select_runs(selections, place_beside(work_dir, uri), experiments=experiments or (), progress=progress)
+        runs = select_runs(words, place, experiments=experiments or (), progress=progress)
     return choose(runs, heading)
 
 

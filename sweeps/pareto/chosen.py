@@ -14,6 +14,7 @@ from sweeps.report.gathering import Gathered
 _PROTOCOL = (
     ("data.block_tokens", "blocks of {} tokens"),
     ("data.eval_split", "split {}"),
+    ("data.eval_max_blocks", "at most {} blocks"),
     ("evaluation.start_stride", "every {}th token"),
 )
 """Parameters without which two scores are not measured alike."""

@@ -17,7 +17,7 @@ from sweeps.pareto.curves import arrow, front_curve
 from sweeps.pareto.fronts import INFERENCE, Fronts, cost
 from sweeps.pareto.png import AXES, LOOKS
 from sweeps.pareto.tables import comparison_grid, front_grids
-from sweeps.pareto.words import comparison_notes, percent, saving_sentences, volume_sentence
+from sweeps.pareto.words import comparison_notes, saving_sentences, short, volume_sentence
 from sweeps.report import style
 from sweeps.report.findings import Findings
 from sweeps.report.seeds import MeanPoint, Model
@@ -200,15 +200,15 @@ def _add_arrow(figure: go.Figure, side: Side) -> None:
     of_b, of_a, score, saving = place
     axis = "" if side.kind == "training" else "2"
     share = saving.share
-    word = "fewer" if share.value >= 0 else "more"
+    ends = ", ".join(short(end).removesuffix(" %") for end in (share.high, share.low))
     figure.add_annotation(
         x=float(np.log10(of_a)), y=score, ax=float(np.log10(of_b)), ay=score, xref=f"x{axis}", yref=f"y{axis}",
         axref=f"x{axis}", ayref=f"y{axis}", showarrow=True, arrowhead=2, arrowwidth=2, arrowcolor=style.INK, text="",
     )  # fmt: skip
     middle = (float(np.log10(of_a)) + float(np.log10(of_b))) / 2
     for text, shift, size in (
-        (f"<b>{percent(abs(share.value))} % {word}</b>", 12, 14),
-        (f"[{percent(share.low)}, {percent(share.high)}]", -12, 11),
+        (f"<b>{short(share.value)}</b>", 12, 14),
+        (f"[{ends}]", -12, 11),
     ):
         figure.add_annotation(
             x=middle, y=score, xref=f"x{axis}", yref=f"y{axis}", showarrow=False, yshift=shift, text=text,

@@ -15,7 +15,7 @@ from sweeps.front.redraws import log_costs
 from sweeps.pareto.comparing import Comparison, Side, front_of
 from sweeps.pareto.curves import FrontCurve, arrow, front_curve
 from sweeps.pareto.fronts import INFERENCE, Fronts, cost
-from sweeps.pareto.words import percent
+from sweeps.pareto.words import headline, short
 from sweeps.report import style
 from sweeps.report.png.axes import dress, few_ticks, footnote, save, sheet
 from sweeps.report.seeds import MeanPoint, Model
@@ -44,23 +44,13 @@ def draw_comparison(path: Path, found: Comparison, legend: Sequence[str]) -> Non
     """
     a, b = found.names
     lines = "\n".join(textwrap.shorten(line, _LONGEST_LINE, placeholder=" ...") for line in legend)
-    figure, _ = sheet(f"{a} against {b}: {_headline(found)}", lines, 12.5, 6.8, room=0.5)
+    figure, _ = sheet(f"{a} against {b}: {headline(found)}", lines, 12.5, 6.8, room=0.5)
     panels = figure.subplots(1, 2, width_ratios=[1.45, 1.0])
     figure.subplots_adjust(wspace=0.17)
     for axes, side in zip(panels, found.sides, strict=True):
         _panel(axes, found, side)
     footnote(figure, _GLYPHS)
     save(figure, path)
-
-
-def _headline(found: Comparison) -> str:
-    """Return the saving as a heading."""
-    mean = found.training.mean
-    if mean is None:
-        return "no score in common"
-    share = mean.share
-    word = "fewer" if share.value >= 0 else "more"
-    return f"{percent(abs(share.value))} % {word} training FLOPs at equal BrierLM"
 
 
 def _panel(axes: Axes, found: Comparison, side: Side) -> None:
@@ -142,14 +132,14 @@ def _arrow(axes: Axes, side: Side) -> None:
         zorder=6,
     )
     share = saving.share
-    ends = sorted((-100 * share.low, -100 * share.high))
+    ends = (share.high, share.low)
     texts = (
-        (f"{'-' if share.value >= 0 else '+'}{percent(abs(share.value))} %", 5, "bottom", 11.5, "bold"),
-        (f"[{ends[0]:+.0f}, {ends[1]:+.0f}]", -5, "top", 8.5, "normal"),
+        (short(share.value), 5, "bottom", 11.5, "bold"),
+        (f"[{', '.join(short(end).removesuffix(' %') for end in ends)}]", -5, "top", 8.5, "normal"),
     )
     for text, offset, vertical, size, weight in texts:
         axes.annotate(
-            text.replace("-", "−"),
+            text.replace("-", "−").replace("x", "×"),
             (math.sqrt(of_a * of_b), score),
             xytext=(0, offset),
             textcoords="offset points",

@@ -7,7 +7,7 @@ from sweeps.front.intervals import Estimate
 from sweeps.pareto.chosen import Chosen
 from sweeps.pareto.comparing import Comparison
 from sweeps.pareto.fronts import Front, Fronts
-from sweeps.pareto.words import front_notes, percent, plain
+from sweeps.pareto.words import front_notes, plain, short
 from sweeps.report.grids import Grid
 from sweeps.report.seeds import MeanPoint, Model
 from sweeps.report.tables import scientific
@@ -57,15 +57,15 @@ def comparison_grid(found: Comparison) -> Grid:
     """Return both comparisons as one table."""
     a, b = found.names
     rows = [
-        ("mean saving at equal BrierLM", *(_saving(side.mean) for side in found.sides)),
+        ("FLOPs at equal BrierLM", *(_saving(side.mean) for side in found.sides)),
         ("  over BrierLM", *(_span(side.mean) for side in found.sides)),
         ("  between whole evaluations", *(_stepwise(side.mean) for side in found.sides)),
     ]
     if found.level is not None:
         steps = [side.at_stepwise for side in found.sides]
         rows += [
-            (f"saving at BrierLM {found.level:g}", *(_saving(side.at) for side in found.sides)),
-            ("  between whole evaluations", *("-" if one is None else f"{percent(one)} %" for one in steps)),
+            (f"the same at BrierLM {found.level:g}", *(_saving(side.at) for side in found.sides)),
+            ("  between whole evaluations", *("-" if one is None else short(one) for one in steps)),
         ]
     rows += [
         (f"hypervolume of {a}", *(_estimate(side.volume_a) for side in found.sides)),
@@ -82,11 +82,15 @@ def _estimate(one: Estimate) -> str:
 
 
 def _saving(one: Saving | None) -> str:
-    return "-" if one is None else f"{percent(one.share.value)} % [{percent(one.share.low)}, {percent(one.share.high)}]"
+    """Return what A costs beside B: less with a minus."""
+    if one is None:
+        return "-"
+    low, high = (short(end).removesuffix(" %") for end in (one.share.high, one.share.low))
+    return f"{short(one.share.value)} [{low}, {high}]"
 
 
 def _stepwise(one: Saving | None) -> str:
-    return "-" if one is None or one.stepwise is None else f"{percent(one.stepwise)} %"
+    return "-" if one is None or one.stepwise is None else short(one.stepwise)
 
 
 def _span(one: Saving | None) -> str:

@@ -10,6 +10,8 @@ from sweeps.pareto.fronts import INFERENCE, Fronts
 
 FLOPS = {"training": "training FLOPs", "inference": "inference FLOPs per token"}
 _NEARLY_ALL = 0.95
+_PERCENT_UP_TO = 2.0
+"""Share that A costs more up to which it is said in percent."""
 
 
 def plain(value: float) -> str:
@@ -22,11 +24,38 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f}".replace("-0", "0") if abs(share) < 0.005 else f"{100 * share:.0f}"
 
 
-def fewer(share: Estimate) -> str:
-    """Return a saving with its interval: "31 % [12, 45] fewer", or "more" where A costs more."""
+def manifold(share: float) -> bool:
+    """Return whether A costs so much more that a factor says it better than percent."""
+    return share < -_PERCENT_UP_TO
+
+
+def phrase(share: Estimate, flops: str, other: str) -> str:
+    """Return a saving with its interval: "31 % [12, 45] fewer training FLOPs than B", or "more", or a factor."""
+    if manifold(share.value):
+        value, low, high = (plain(1 - one) for one in (share.value, share.high, share.low))
+        return f"{value} [{low}, {high}] times as many {flops} as {other}"
     if share.value >= 0:
-        return f"{percent(share.value)} % [{percent(share.low)}, {percent(share.high)}] fewer"
-    return f"{percent(-share.value)} % [{percent(-share.high)}, {percent(-share.low)}] more"
+        return f"{percent(share.value)} % [{percent(share.low)}, {percent(share.high)}] fewer {flops} than {other}"
+    return f"{percent(-share.value)} % [{percent(-share.high)}, {percent(-share.low)}] more {flops} than {other}"
+
+
+def short(share: float) -> str:
+    """Return a saving in figures and tables: "-31 %" for what costs less, "+12 %" for more, "x80"."""
+    if manifold(share):
+        return f"x{plain(1 - share)}"
+    sign = "-" if share > 0 else "+"
+    return f"{sign}{percent(abs(share))} %"
+
+
+def headline(found: Comparison) -> str:
+    """Return the mean saving over training FLOPs as a heading."""
+    mean = found.training.mean
+    if mean is None:
+        return "no score in common"
+    share = mean.share.value
+    if manifold(share):
+        return f"{plain(1 - share)} times the training FLOPs at equal BrierLM"
+    return f"{percent(abs(share))} % {'fewer' if share >= 0 else 'more'} training FLOPs at equal BrierLM"
 
 
 def undecided(share: Estimate) -> bool:
@@ -35,6 +64,8 @@ def undecided(share: Estimate) -> bool:
 
 
 def _over(saving: Saving) -> str:
+    if saving.low == saving.high:
+        return f"at BrierLM {plain(saving.low)}, the one score that both fronts have"
     return f"at equal BrierLM (over BrierLM {plain(saving.low)} to {plain(saving.high)})"
 
 
@@ -50,12 +81,12 @@ def saving_sentences(found: Comparison, side: Side) -> list[str]:
         )
         lines = [first]
         if side.top_stepwise is not None:
+            much = f"{_signed(side.top_stepwise)} {flops} {'as' if manifold(side.top_stepwise) else 'than'} {b}"
             lines.append(
-                f"To score {plain(side.top)} or more, {a} needs {_signed(side.top_stepwise)} {flops} than {b}, "
-                "between whole evaluations and without an interval."
+                f"To score {plain(side.top)} or more, {a} needs {much}, in whole evaluations, without interval."
             )
     else:
-        lines = [f"{a} needs {fewer(side.mean.share)} {flops} than {b} {_over(side.mean)}{_doubt(side.mean)}."]
+        lines = [f"{a} needs {phrase(side.mean.share, flops, b)} {_over(side.mean)}{_doubt(side.mean)}."]
     if found.level is not None:
         lines.append(_at(found, side, found.level))
     return lines
@@ -66,12 +97,12 @@ def _at(found: Comparison, side: Side, level: float) -> str:
     steps = "" if side.at_stepwise is None else f"; between whole evaluations {_signed(side.at_stepwise)}"
     if side.at is None:
         return f"At BrierLM {level:g} the fronts over {FLOPS[side.kind]} have no cost in common{steps}."
-    return (
-        f"At BrierLM {level:g}, {a} needs {fewer(side.at.share)} {FLOPS[side.kind]} than {b}{_doubt(side.at)}{steps}."
-    )
+    return f"At BrierLM {level:g}, {a} needs {phrase(side.at.share, FLOPS[side.kind], b)}{_doubt(side.at)}{steps}."
 
 
 def _signed(share: float) -> str:
+    if manifold(share):
+        return f"{plain(1 - share)} times as many"
     return f"{percent(abs(share))} % {'fewer' if share >= 0 else 'more'}"
 
 

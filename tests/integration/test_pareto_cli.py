@@ -116,6 +116,11 @@ def test_a_sentence_to_quote(project: Path) -> None:
     assert "more training FLOPs than B at equal BrierLM" in back
 
 
+def test_selections_are_joined_where_filters_cannot_say_or(project: Path) -> None:
+    found = document(project, "compare", "tags.K = '4' | tags.K = '2'", "tags.stage = 'baseline'")
+    assert (found["a"]["runs"], found["b"]["runs"]) == (6, 3)
+
+
 def test_the_shared_baseline_is_told_of(project: Path) -> None:
     text = calm(project, "compare", "sweet-spot", "tags.stage = 'baseline'")
     assert "1 model is in both A and B" in text

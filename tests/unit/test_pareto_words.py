@@ -15,7 +15,7 @@ from sweeps.pareto.chosen import cautions, choose, link
 from sweeps.pareto.comparing import Comparison, compare
 from sweeps.pareto.fronts import fronts_of
 from sweeps.pareto.tables import comparison_grid, front_grids
-from sweeps.pareto.words import comparison_notes, fewer, percent, saving_sentences, volume_sentence
+from sweeps.pareto.words import comparison_notes, percent, phrase, saving_sentences, short, volume_sentence
 
 
 def points(scores: tuple[float, ...], scale: float = 1.0, se: float = 0.05) -> tuple[ScorePoint, ...]:
@@ -111,15 +111,17 @@ def test_cautions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "text"),
+    ("share", "text", "brief"),
     [
-        (Estimate(0.31, 0.12, 0.45), "31 % [12, 45] fewer"),
-        (Estimate(-0.4, -0.6, -0.2), "40 % [20, 60] more"),
-        (Estimate(-0.004, -0.2, 0.1), "0 % [-10, 20] more"),
+        (Estimate(0.31, 0.12, 0.45), "31 % [12, 45] fewer FLOPs than B", "-31 %"),
+        (Estimate(-0.4, -0.6, -0.2), "40 % [20, 60] more FLOPs than B", "+40 %"),
+        (Estimate(-0.004, -0.2, 0.1), "0 % [-10, 20] more FLOPs than B", "+0 %"),
+        (Estimate(-79.0, -91.0, -55.0), "80.0 [56.0, 92.0] times as many FLOPs as B", "x80.0"),
     ],
 )
-def test_savings_in_words(share: Estimate, text: str) -> None:
-    assert fewer(share) == text
+def test_savings_in_words(share: Estimate, text: str, brief: str) -> None:
+    assert phrase(share, "FLOPs", "B") == text
+    assert short(share.value) == brief
 
 
 def test_percent_has_no_negative_zero() -> None:
@@ -139,8 +141,8 @@ def test_the_sentence() -> None:
     inference = saving_sentences(found, found.inference)  # one last evaluation each, of equal score: errors part them
     assert inference[0].startswith("The scores of the two fronts do not overlap over inference FLOPs per token")
     assert inference[1] == (
-        "To score 3.00 or more, CALM needs 50 % fewer inference FLOPs per token than Transformer, between whole "
-        "evaluations and without an interval."
+        "To score 3.00 or more, CALM needs 50 % fewer inference FLOPs per token than Transformer, in whole evaluations, "
+        "without interval."
     )
 
 
