@@ -141,8 +141,8 @@ def test_the_sentence() -> None:
     inference = saving_sentences(found, found.inference)  # one last evaluation each, of equal score: errors part them
     assert inference[0].startswith("The scores of the two fronts do not overlap over inference FLOPs per token")
     assert inference[1] == (
-        "To score 3.00 or more, CALM needs 50 % fewer inference FLOPs per token than Transformer, in whole evaluations, "
-        "without interval."
+        "To score 3.00 or more, CALM needs 50 % fewer inference FLOPs per token than Transformer, in whole "
+        "evaluations, without interval."
     )
 
 
