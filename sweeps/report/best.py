@@ -92,8 +92,8 @@ def _level(best: Model, second: Model, budget: float) -> Difference | None:
 def stretches(findings: Findings) -> list[tuple[float, float, Model, MeanPoint]]:
     """Return which model of the front is best from which budget to which: (from, below, model, its last evaluation)."""
     found: list[tuple[float, float, Model, MeanPoint]] = []
-    for (model, point), (_, following) in zip(findings.front, [*findings.front[1:], (None, None)], strict=True):
-        end = following.train_flops if following else float("inf")
+    for number, (model, point) in enumerate(findings.front, start=1):
+        end = findings.front[number][1].train_flops if number < len(findings.front) else float("inf")
         if found and found[-1][2] is model:
             found[-1] = (found[-1][0], end, model, point)
         else:

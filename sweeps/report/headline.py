@@ -163,7 +163,7 @@ def _saved(calm: Sequence[Model], tokens: Sequence[Model]) -> list[str]:
         return [f"{where} {share:.0f} % fewer training FLOPs [{low:.0f}, {high:.0f}]."]
     if high < 0:
         times, least, most = (1 - value / 100 for value in (share, high, low))
-        return [f"{where} {times:.2g} times as many training FLOPs [{least:.2g}, {most:.2g}]."]
+        return [f"{where} {times:.1f} times as many training FLOPs [{least:.1f}, {most:.1f}]."]
     return [f"{where} neither measurably more nor fewer training FLOPs (saving {share:.0f} % [{low:.0f}, {high:.0f}])."]
 
 

@@ -17,11 +17,17 @@ from typer.testing import CliRunner
 from calm_lightning.cli.main import FrontDoor
 from calm_lightning.cli.report import report
 from calm_lightning.config import load_config
+from calm_lightning.data.texts import CorpusSplit
+from calm_lightning.models import open_model
+from calm_lightning.programs.evaluation import EvaluationOptions, evaluate
 from calm_lightning.run import RunResult, execute
 from calm_lightning.stages.watch import RunStopped, Watch
+from calm_lightning.tracking.evaluations import store_of, write_evaluation
 from calm_lightning.tracking.places import open_place, place_beside
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+from pareto_store import add_sweep, new_store
 from synthetic_sweeps import grid
 from test_sweep_report_cli import make_sweep
 
@@ -121,7 +127,7 @@ def test_one_page_holds_what_a_colleague_asks(work: Path, tmp_path: Path) -> Non
         *("--- continuation", "Every installed package", "torch==", "Python"),
     ):
         assert part in page, part
-    assert "are not trained to the end" in output
+    assert "Not trained to the end, and reported as they are: 1 of 6 runs." in output
 
 
 def test_the_commands_on_the_page_are_those_of_the_runs(work: Path, tmp_path: Path) -> None:
@@ -233,6 +239,47 @@ def test_mistakes_are_one_sentence(work: Path, tmp_path: Path) -> None:
         assert (code, out.exists()) == (2, False), output
         assert output.startswith("error: ")
         assert part in output
+
+
+def test_evaluations_after_training_are_a_table(work: Path, tmp_path: Path) -> None:
+    (place,) = runs_in(work, "calm/*-s0-*")
+    opened = open_model(Path(place))
+    found = evaluate(opened, CorpusSplit(opened.config.data, "val"), EvaluationOptions(samples=3))
+    recorded = write_evaluation(store_of(Path(place)), found.to_dict())
+    shutil.copytree(recorded.directory, recorded.directory.with_name("damaged"))
+    (recorded.directory.with_name("damaged") / "evaluation.json").write_text("{}")
+    try:
+        out = tmp_path / "report.html"
+        code, output = calm(place, "--out", str(out))
+        assert code == 0, output
+        assert "evaluation.json cannot be read: run its calm eval again" in output
+        (row,) = re.findall(r"<tr><td[^>]*>split val of corpus.*?</tr>", page_of(out))
+        assert "calm-K2-l16-N2-d16-s0" in row
+        code, output = calm(str(recorded.directory), "--out", str(out))
+        assert code == 2
+        assert "is an evaluation: name the run of its model" in output
+    finally:
+        shutil.rmtree(work / "evaluation")
+
+
+def test_a_sweep_in_mlflow_is_its_directory_where_that_is_at_hand(tmp_path: Path) -> None:
+    store = new_store(tmp_path / "project")
+    parent = add_sweep(store, "sweet-spot-sample-1a2b3c4d", [None, 4, 8])
+    client, out = open_place(store), tmp_path / "report.html"
+    (eight,) = client.search_runs(["1"], "tags.K = '8'")
+    client.set_tag(eight.info.run_id, "state", "pruned")
+    given = ["--uri", str(tmp_path / "project"), "--work-dir", str(tmp_path / "empty"), "--out", str(out)]
+    code, output = calm("sweet-spot", *given)
+    assert code == 0, output
+    assert "Of 3 models, CALM K=4 scores highest" in output or "Of 3 models, baseline scores highest" in output
+    assert "stopped early after 1600 of" in page_of(out).replace(",", "")
+    series = grid()
+    directory = make_sweep(tmp_path, "on-disk", series, done=len(series) - 3)
+    client.set_tag(parent, "calm.sweep_dir", str(directory))
+    for word in ("sweet-spot", parent):
+        code, output = calm(word, *given)
+        assert code == 0, output
+        assert "2 still to come" in page_of(out)
 
 
 def test_a_run_that_is_damaged_in_a_sweep_is_said_and_its_numbers_stay(work: Path, tmp_path: Path) -> None:

@@ -263,3 +263,17 @@ def test_environment_is_read_back() -> None:
     assert {"python", "cpu"} <= facts.keys()
     assert any(line.startswith("torch==") for line in packages.splitlines())
     assert read_environment("") == ({}, "")
+
+
+def test_the_switch_exchanges_every_x_and_nothing_else() -> None:
+    from sweeps.report.web.front import curves_chart
+
+    found = find(gather([record([run([1.0, 2.0], {"model.K": 2}), run([1.0], {"model.K": 4}), baseline()])]))
+    chart = curves_chart(found)
+    flops, tokens, seconds = (button.args for button in chart.layout.updatemenus[0].buttons)
+    assert [list(trace.x) for trace in chart.data] == flops[0]["x"]
+    for x, axis in (tokens, seconds):
+        assert [len(values) for values in x["x"]] == [len(trace.x) for trace in chart.data]
+        assert set(axis) == {"xaxis.title.text", "xaxis.tickformat", "xaxis.autorange"}
+    assert tokens[0]["x"][1][:2] == [1e5, 2e5]
+    assert seconds[0]["x"][1][:2] == [10.0, 20.0]

@@ -11,11 +11,14 @@ from calm_lightning.tracking.places import Place, find_place, open_place, place_
 from calm_lightning.tracking.selection import TrackedRun, read_run, select_runs, split_selection
 from sweeps.cache.records import identity_in, run_directories
 from sweeps.directory import SESSION, find_sweeps
+from sweeps.report.sources.evaluations import DOCUMENT
 from sweeps.report.sources.folders import is_run
 
 STAGES = ("autoencoder", "calm", "baseline")
 _NO_MODELS = ("sweep", "evaluation")
 _MOST_NAMES = 8
+_FEWEST_OF_SWEEP = 2
+"""Runs from which a word is taken to mean their sweep rather than one of its trials."""
 _FILTER_MARKS = ("=", "<", ">", "'", '"', "`", "::")
 
 
@@ -70,6 +73,8 @@ def _find_one(word: str, work_dir: Path, uri: str, found: Named) -> None:
     place = Path(word)
     if (place / SESSION).is_file():
         found.sweeps.append(place)
+    elif (place / DOCUMENT).is_file():
+        raise SweepError(f"{word} is an evaluation: name the run of its model, whose report shows it")
     elif is_run(place):
         found.folders.append(place)
     elif (named := _named(word, work_dir)) is not None:
@@ -132,7 +137,27 @@ def _find_tracked(word: str, work_dir: Path, uri: str, found: Named) -> None:
                 raise
             raise SweepError(f"{_nothing(word, work_dir)}, and {error}") from None
         chosen = [single]
-    found.tracked += [(run, place) for run in chosen]
+    sweep = None if is_selection else _sweep_of(chosen, place)
+    if sweep is not None:
+        found.sweeps.append(sweep)
+    else:
+        found.tracked += [(run, place) for run in chosen]
+
+
+def _sweep_of(runs: Sequence[TrackedRun], place: Place) -> Path | None:
+    """Return the directory of the sweep that several runs are the trials of, where it is on this machine.
+
+    It knows more than MLflow: what was asked, what failed, what is still to come.
+    """
+    parents = {run.parent_run_id for run in runs}
+    parent = parents.pop() if len(parents) == 1 else None
+    if len(runs) < _FEWEST_OF_SWEEP or parent is None:
+        return None
+    try:
+        directory = Path(read_run(parent, place).tags.get("calm.sweep_dir", ""))
+    except TrackingError:
+        return None
+    return directory if (directory / SESSION).is_file() else None
 
 
 def _single(word: str, default: Place) -> TrackedRun | None:

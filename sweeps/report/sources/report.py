@@ -10,6 +10,7 @@ from sweeps.front.series import Series
 from sweeps.report.findings import Findings, find
 from sweeps.report.gathering import Gathered, join, nothing_yet
 from sweeps.report.sources import protocols
+from sweeps.report.sources.evaluations import LaterEvaluation, find_evaluations
 from sweeps.report.sources.material import Material, Progress, quietly
 from sweeps.report.sources.run import ReportedRun
 from sweeps.report.sources.series import series_of
@@ -48,6 +49,7 @@ class Report:
         apart: What differs between the groups, in words; empty where there is one.
         models: Language models, each once, those without an evaluation yet included.
         autoencoders: Autoencoders that were named, or are used by the language models and at hand.
+        evaluations: Scores that the language models got after training.
         remarks: What could not be read, in sentences.
         command: The command that makes the report anew.
     """
@@ -58,6 +60,7 @@ class Report:
     apart: tuple[str, ...]
     models: tuple[ReportedRun, ...]
     autoencoders: tuple[ReportedRun, ...]
+    evaluations: tuple[LaterEvaluation, ...]
     remarks: tuple[str, ...]
     command: str
 
@@ -100,6 +103,7 @@ def make_report(
         name, apart = ("", "") if len(parts) == 1 else (f"Group {number}", protocols.in_words(part, parts))
         groups.append(Group(name, apart, tuple(part), known))
     loose = _loose(gathered)
+    evaluations, unread = find_evaluations(material.models)
     whole = replace(everything, series=(*everything.series, *loose), sweeps=(*everything.sweeps, *([""] * len(loose))))
     return Report(
         title=title or (whole.title if parts else _names(list(material.autoencoders.values()))),
@@ -108,7 +112,8 @@ def make_report(
         apart=tuple(protocols.differences(parts)) if len(parts) > 1 else (),
         models=tuple(material.models),
         autoencoders=tuple(material.autoencoders.values()),
-        remarks=tuple(material.remarks),
+        evaluations=tuple(evaluations),
+        remarks=(*material.remarks, *unread),
         command=command,
     )
 

@@ -18,5 +18,5 @@ def told(report: Report) -> list[str]:
         lines.append(f"The groups do not compare with each other: they differ in {', '.join(report.apart)}.")
     unfinished = sum(run.state != FINISHED and not run.reason for run in report.runs)
     if unfinished:
-        lines.append(f"{unfinished} of {len(report.runs)} runs are not trained to the end, and reported as they are.")
+        lines.append(f"Not trained to the end, and reported as they are: {unfinished} of {len(report.runs)} runs.")
     return [*lines, *report.remarks]

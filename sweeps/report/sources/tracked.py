@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from calm_lightning.tracking.run_files import RunFiles
 from calm_lightning.tracking.selection import TrackedRun
 from calm_lightning.tracking.tags import AUTOENCODER_RUN_TAG
 from sweeps.cache.records import CONFIG, RESULT
+from sweeps.front.series import PRUNED
 from sweeps.front.tracked import parsed
 from sweeps.report.sources.folders import (
     ENVIRONMENT,
@@ -33,6 +35,7 @@ from sweeps.report.sources.run import (
     FAILED,
     FINISHED,
     RUNNING,
+    STOPPED,
     UNFINISHED,
     ReportedRun,
     evaluations_of,
@@ -40,6 +43,7 @@ from sweeps.report.sources.run import (
 )
 
 _STATES = {"RUNNING": RUNNING, "FINISHED": FINISHED, "FAILED": FAILED, "KILLED": UNFINISHED}
+_TAGS = ("study", "trial", "model", "slug", "seed", "corpus", "K", "l", "N", "M", "head")
 _RESTORED = (
     *(names.VAL_ACCURACY_MEAN, names.VAL_ACCURACY_SAMPLED, names.VAL_CROSS_ENTROPY, names.VAL_KL, names.TEXT_TOKENS),
     *(names.TRAIN_FLOPS, names.TRAIN_FLOPS_TOTAL, names.SECONDS),
@@ -85,8 +89,23 @@ def read_tracked(run: TrackedRun, place: Place) -> ReportedRun:
         TrackingError: The store fails.
     """
     folder = folder_at_hand(run)
-    if folder is not None:
-        return read_folder(folder)
+    return _as_ended(read_folder(folder) if folder is not None else _read_store(run, place), run)
+
+
+def _as_ended(own: ReportedRun, run: TrackedRun) -> ReportedRun:
+    """Return a run with what only MLflow knows: its place in a sweep, and that the sweep stopped it."""
+    tags = {**own.tags, **{name: run.tag(name) for name in _TAGS if run.tag(name)}}
+    if run.tag("state") == PRUNED:
+        return replace(own, tags=tags, state=STOPPED, reason=run.tag("reason") or "stopped early")
+    return replace(own, tags=tags)
+
+
+def _read_store(run: TrackedRun, place: Place) -> ReportedRun:
+    """Return a run as its store has it.
+
+    Raises:
+        TrackingError: The store fails.
+    """
     client = open_place(place)
     try:
         texts = _RunTexts(client, place).read(run.run_id, (CONFIG, RESULT, ENVIRONMENT, SAMPLE))
@@ -115,7 +134,7 @@ def read_tracked(run: TrackedRun, place: Place) -> ReportedRun:
         autoencoder=run.tag(AUTOENCODER),
         mlflow_run_id=run.run_id,
         store=place.shown,
-        tags={**run.tags, **{name: run.tag(name) for name in ("study", "trial", "model", "slug", "seed")}},
+        tags=run.tags,
         ended=run.ended,
     )
 

@@ -21,12 +21,12 @@ from sweeps.report import style
 from sweeps.report.grids import Grid
 from sweeps.report.sources.run import ReportedRun
 from sweeps.report.tables import quantity, scientific
-from sweeps.report.web.dressing import add_switch, dress
+from sweeps.report.web.dressing import View, add_switch, dress
 
 _VIEWS = (
-    ("training FLOPs", TRAIN_FLOPS, "training FLOPs of the autoencoder"),
-    ("text tokens", TEXT_TOKENS, "text tokens that the autoencoder was trained on"),
-    ("seconds", SECONDS, "seconds of training, evaluation left out"),
+    ("training FLOPs", TRAIN_FLOPS, "training FLOPs of the autoencoder", "~e"),
+    ("text tokens", TEXT_TOKENS, "text tokens that the autoencoder was trained on", "~s"),
+    ("seconds", SECONDS, "seconds of training, evaluation left out", ","),
 )
 _MOST_NAMED = 12
 """Curves up to which each has a name and a colour of its own."""
@@ -99,11 +99,9 @@ def autoencoders_chart(runs: Sequence[ReportedRun]) -> go.Figure | None:
     dress(figure, 420, legend=len(curves) <= _MOST_NAMED)
     figure.update_xaxes(type="log", tickformat="~e", nticks=8, title_text=_VIEWS[0][2])
     figure.update_yaxes(title_text="tokens restored from drawn z (percent)")
-    add_switch(
-        figure,
-        [
-            (name, [[run.evaluations[step].get(key) for step in steps] for run, steps in curves], title)
-            for name, key, title in _VIEWS
-        ],
-    )
+    views = [
+        View(name, [[run.evaluations[step].get(key) for step in steps] for run, steps in curves], title, ticks)
+        for name, key, title, ticks in _VIEWS
+    ]
+    add_switch(figure, views)
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
@@ -40,16 +41,40 @@ def dress(figure: go.Figure, height: int, legend: bool = True) -> None:
         title.update(font={"size": 14, "color": style.INK})
 
 
-def add_switch(figure: go.Figure, views: Sequence[tuple[str, Sequence[Sequence[Any]], str]]) -> None:
-    """Put buttons above a chart that exchange its x values, and set them to the first.
+@dataclass(frozen=True)
+class View:
+    """What a chart's x axis can show.
+
+    Attributes:
+        name: The button's text.
+        values: The x values of every trace.
+        title: Title of the axis.
+        ticks: How numbers are written at it, in d3's notation.
+    """
+
+    name: str
+    values: Sequence[Sequence[float | None]]
+    title: str
+    ticks: str
+
+
+def add_switch(figure: go.Figure, views: Sequence[View]) -> None:
+    """Put buttons above a chart that exchange what its x axis shows.
 
     Args:
         figure: The chart, drawn with the first view.
-        views: For each button its text, the x values of every trace, and the title of the x axis.
+        views: The views.
     """
     buttons = [
-        {"label": name, "method": "update", "args": [{"x": [list(x) for x in values]}, {"xaxis.title.text": title}]}
-        for name, values, title in views
+        {
+            "label": view.name,
+            "method": "update",
+            "args": [
+                {"x": [list(values) for values in view.values]},
+                {"xaxis.title.text": view.title, "xaxis.tickformat": view.ticks, "xaxis.autorange": True},
+            ],
+        }
+        for view in views
     ]
     menu = {"type": "buttons", "direction": "right", "showactive": True, "buttons": buttons}
     place = {"x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom", "pad": {"t": 0, "r": 0}}

@@ -59,10 +59,10 @@ def _picture(findings: Findings) -> str:
 
 def tables_part(findings: Findings, name: str) -> str:
     """Return the tables of front, last evaluations and seeds, and how the front of a sweep grew."""
-    seeds = seeds_grid(findings)
+    seeds, by_budget = seeds_grid(findings), stretches_grid(findings)
     parts = [
         front_grid(findings, LONGEST).to_html(),
-        table(stretches_grid(findings)) if len(findings.front) > 1 else "",
+        table(by_budget) if len(by_budget.rows) > 1 else "",
         table(models_grid(findings)),
         table(brier_grid(findings.gathered.series)),
         table(seeds) if seeds else "",

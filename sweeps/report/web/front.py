@@ -11,14 +11,14 @@ from sweeps.report import style
 from sweeps.report.findings import Findings
 from sweeps.report.palette import palette
 from sweeps.report.seeds import MeanPoint, Model
-from sweeps.report.web.dressing import COST_AXIS, add_switch, bars, dress, hover
+from sweeps.report.web.dressing import COST_AXIS, View, add_switch, bars, dress, hover
 
 _MOST_BARS = 40
 _LARGE, _SMALL = 13, 6
-COSTS: tuple[tuple[str, Callable[[MeanPoint], float], str], ...] = (
-    ("training FLOPs", lambda point: point.train_flops, style.TRAIN_AXIS),
-    ("text tokens", lambda point: point.text_tokens, "text tokens that the language model was trained on"),
-    ("seconds", lambda point: point.seconds, "seconds of training the language model, evaluation left out"),
+COSTS: tuple[tuple[str, Callable[[MeanPoint], float], str, str], ...] = (
+    ("training FLOPs", lambda point: point.train_flops, style.TRAIN_AXIS, "~e"),
+    ("text tokens", lambda point: point.text_tokens, "text tokens that the language model was trained on", "~s"),
+    ("seconds", lambda point: point.seconds, "seconds of training the language model, evaluation left out", ","),
 )
 """What learning curves are drawn over."""
 
@@ -57,13 +57,11 @@ def curves_chart(findings: Findings) -> go.Figure:
     figure.update_xaxes(**COST_AXIS, title_text=COSTS[0][2])
     figure.update_yaxes(rangemode="tozero", title_text=style.SCORE_AXIS)
     places = [_places(models, last=False) for _, _, models in _looks(findings)]
-    add_switch(
-        figure,
-        [
-            (name, [[None if place is None else cost(place[1]) for place in one] for one in places], title)
-            for name, cost, title in COSTS
-        ],
-    )
+    views = [
+        View(name, [[None if place is None else cost(place[1]) for place in one] for one in places], title, ticks)
+        for name, cost, title, ticks in COSTS
+    ]
+    add_switch(figure, views)
     return figure
 
 

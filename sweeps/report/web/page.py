@@ -11,6 +11,7 @@ from plotly.offline import get_plotlyjs
 from sweeps.report.findings import Findings
 from sweeps.report.front_tables import failures_grid
 from sweeps.report.headline import restored
+from sweeps.report.sources.evaluations import evaluations_grid
 from sweeps.report.sources.protocols import comparable, described, minor_differences
 from sweeps.report.sources.report import Report
 from sweeps.report.sources.run import FINISHED
@@ -58,6 +59,7 @@ def _sections(report: Report) -> Iterator[tuple[str, str, str]]:
     yield "budget", "Budget", _budget(report)
     yield "fairness", "Fairness", _each(report, lambda one, name: items(fairness(one)))
     yield "front", "Tables", _each(report, found.tables_part)
+    yield "evaluations", "Evaluations after training", _evaluations(report)
     yield "curves", "Learning curves", _each(report, found.curves_part)
     yield "ablations", "Ablations beside the paper's", _each(report, found.ablations_part)
     yield "slices", "Slices", _each(report, found.slices_part)
@@ -135,6 +137,10 @@ def _method(report: Report) -> str:
         lines.append(f"{name}: {told}" if name else told)
         lines += minor_differences(members)
     return items(lines)
+
+
+def _evaluations(report: Report) -> str:
+    return evaluations_grid(report.evaluations).to_html("") if report.evaluations else ""
 
 
 def _budget(report: Report) -> str:
