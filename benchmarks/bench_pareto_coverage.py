@@ -1,14 +1,14 @@
 """How often the intervals of `calm pareto` hold the truth, and how far its estimates are off.
 
-    python benchmarks/bench_pareto_coverage.py            # about twenty minutes on one core
+    python benchmarks/bench_pareto_coverage.py            # about ten minutes on one core
     python benchmarks/bench_pareto_coverage.py --json results.json
 
 Sets A and B of models have learning curves of known truth: BrierLM over log training FLOPs, concave, for models of
-different budgets and qualities; A needs less for the same score. What is observed has the errors that real evaluations have: a
-part that all models share, because they are scored on the same blocks; a part of each run's own, most of which all its
-evaluations share; and what seeds change. The truth of an estimate is the same formula on the curves without errors. Of
-models with one seed it is what these trained models would score without the error of the evaluation, since one seed
-cannot tell what another would change; the last column has the coverage where that is asked as well.
+different budgets and qualities; A needs less for the same score. What is observed has the errors that real evaluations
+have: a part that all models share, because they are scored on the same blocks; a part of each run's own, most of which
+all its evaluations share; and what seeds change. The truth of an estimate is the same formula on the curves without
+errors. Of models with one seed it is what these trained models would score without the error of the evaluation, since
+one seed cannot tell what another would change; the last column has the coverage where that is asked as well.
 
 Nothing is timed: the numbers do not depend on the machine.
 """
@@ -20,6 +20,7 @@ import json
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -290,7 +291,7 @@ def main() -> None:
     """Measure, print, and write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="two experiments, few repetitions: does it run?")
-    parser.add_argument("--repetitions", type=int, default=300)
+    parser.add_argument("--repetitions", type=int, default=200)
     parser.add_argument("--json", type=Path, help="write the results to this file")
     arguments = parser.parse_args()
     repetitions, console = 10 if arguments.small else arguments.repetitions, Console(width=150)
@@ -299,8 +300,16 @@ def main() -> None:
         console.print(table(outcomes, quantity))
     console.print(summary(outcomes))
     if arguments.json:
-        document = {"repetitions": repetitions, "redraws": REDRAWS, "outcomes": [asdict(one) for one in outcomes]}
-        arguments.json.write_text(json.dumps(document, indent=1))
+        rows = [_rounded(asdict(one)) for one in outcomes]
+        document = {"repetitions": repetitions, "redraws": REDRAWS, "intervals": CHOSEN, "outcomes": rows}
+        arguments.json.write_text(json.dumps(document) + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    """Return a document with numbers of four decimals."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ fronts is a single point, that is its score alone.
 
 Intervals come from redraws (`redraws.py`). A front is a maximum of noisy scores, so it lies above the true front, and a
 redrawn front lies above the estimated one by about as much. Hypervolumes inherit this in full, which the basic interval
-undoes; in ratios of costs it nearly cancels, and percentiles are best. Scores of all models are measured on the same
-blocks, so their errors rise and fall together. In a comparison that cancels in part, and redraws that are independent
-make intervals too wide rather than too narrow; a single hypervolume has nothing it could cancel against, so there all
-models get the same draw for their evaluation's error. `benchmarks/bench_pareto_coverage.py` measures all this.
+undoes; in ratios of costs it nearly cancels, and redraws centred on the estimate are best. Scores of all models are
+measured on the same blocks, so their errors rise and fall together. In a comparison that cancels in part, and redraws
+that are independent make intervals too wide rather than too narrow; a single hypervolume has nothing it could cancel
+against, so there all models get the same draw for their evaluation's error. `benchmarks/bench_pareto_coverage.py`
+measures all this.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ REDRAWS = 2000
 """How often scores are drawn anew."""
 SEED = 20251027
 VOLUME_INTERVAL: Kind = "basic"
-SAVING_INTERVAL: Kind = "percentile"
+SAVING_INTERVAL: Kind = "centred"
 _LEVELS = 400
 """Levels of the score at which the integral is taken."""
 _ENOUGH = 0.5
