@@ -27,6 +27,7 @@ _AUTOENCODER = (
     "An autoencoder turns K tokens into one latent vector z of dimension l and back. The language model draws such "
     "vectors, so what counts is how many tokens come back from a z drawn around the mean."
 )
+_WITHOUT_SCRIPTS = "<noscript><style>.plotly-graph-div { display: none }</style></noscript>"
 _ON_PRINT = "addEventListener('beforeprint',()=>document.querySelectorAll('details').forEach(part=>part.open=true))"
 
 
@@ -44,7 +45,7 @@ def write_page(path: Path, report: Report) -> None:
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{GENERATOR}'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{SHEET}</style><script>{get_plotlyjs()}</script><script>{_ON_PRINT}</script>"
+        f"<title>{title}</title><style>{SHEET}</style>{_WITHOUT_SCRIPTS}<script>{get_plotlyjs()}</script><script>{_ON_PRINT}</script>"
         f'</head><body><main><h1>{title}</h1><p class="budget">{html.escape(_line(report))}</p>{_warnings(report)}'
         f"<nav>{links}</nav>{body}</main></body></html>\n"
     )
