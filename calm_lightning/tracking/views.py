@@ -31,12 +31,13 @@ _TAG = "mlflow.sharedViewState."
 _DEFLATED = "deflate;"
 _TABLE, _CHART = "TABLE", "CHART"
 _WIDTHS = {
-    **{"tags.stage": 90, "tags.K": 55, "tags.l": 65, "tags.N": 55, "tags.head": 80, "tags.pareto": 105},
-    **{f"metrics.{names.BRIER_LM}": 120, f"metrics.{names.BRIER_LM_SE}": 120},
-    **{f"metrics.{name}": 140 for name in (names.TRAIN_FLOPS_TOTAL, names.TEXT_TOKENS, names.SECONDS)},
+    **{"tags.stage": 80, "tags.K": 48, "tags.l": 56, "tags.N": 48, "tags.head": 78, "tags.pareto": 96},
+    **{f"metrics.{names.BRIER_LM}": 104, f"metrics.{names.BRIER_LM_SE}": 84},
+    **{f"metrics.{name}": 130 for name in (names.LOG_TRAIN_FLOPS_TOTAL, names.TRAIN_FLOPS_TOTAL)},
+    **{f"metrics.{name}": 120 for name in (names.TEXT_TOKENS, names.SECONDS)},
     **{"tags.corpus": 110, "tags.commit": 110},
 }
-"""Columns of the table in their order, and their widths in pixels."""
+"""Columns of the table in their order, and their widths in pixels: those up to the cost fit a window of 1400."""
 _SETTINGS = ("model.K", "model.l", "model.N", "model.d")
 _FOLDED = ("val", "cost", "train", "system")
 
@@ -77,11 +78,12 @@ def write_views(client: MlflowClient, experiment_id: str, study: str = "") -> di
     cost = decades if _has_metric(client, experiment_id, decades) else names.TRAIN_FLOPS_TOTAL
     known = client.get_experiment(experiment_id).tags
     links = {}
-    for name, view in _views(cost).items():
+    for number, (name, view) in enumerate(_views(cost).items()):
         key = _key(name, study)
         state = _state(view, study)
         if _decoded(known.get(_TAG + key, "")) != state:
-            client.set_experiment_tag(experiment_id, _TAG + key, _encoded("" if study else view.title, state))
+            text = _encoded("" if study else view.title, state, number)
+            client.set_experiment_tag(experiment_id, _TAG + key, text)
         links[name] = view_link(experiment_id, key, view.mode)
     return links
 
@@ -175,11 +177,17 @@ def _has_metric(client: MlflowClient, experiment_id: str, name: str) -> bool:
     return bool(client.search_runs([experiment_id], f"metrics.`{name}` > 0", max_results=1))
 
 
-def _encoded(title: str, state: dict[str, Any]) -> str:
-    """Return the tag's text: a named view is listed, one without a name is not."""
+def _encoded(title: str, state: dict[str, Any], number: int) -> str:
+    """Return the tag's text: a named view is listed, one without a name is not.
+
+    Args:
+        title: The name, "" for none.
+        state: What MLflow keeps.
+        number: The view's place in the list, which begins with the newest.
+    """
     text = json.dumps(state, separators=(",", ":"))
     packed = _DEFLATED + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
-    now = int(1000 * time.time())
+    now = int(1000 * time.time()) - number
     return json.dumps({"name": title, "createdAt": now, "updatedAt": now, "state": packed}) if title else packed
 
 

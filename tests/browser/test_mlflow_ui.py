@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 STUDY = "k4-sweet-spot-browser"
 COST = names.LOG_TRAIN_FLOPS_TOTAL
-SHOWN = ("baseline-d256-s0", "calm-K2-l64-N8-d256-s0", "calm-K4-l128-N8-d256-s0")
+SHOWN = ("calm-K2-l64-N8-d256-s0", "calm-K4-l128-N8-d256-s0", "calm-K8-l256-N8-d256-s0")
 
 
 def row(page: Page, name: str) -> Locator:
@@ -64,7 +64,10 @@ def test_the_sweep_holds_its_models(page: Page, sweep: SmallSweep, shoot: Shoot)
 def test_the_prepared_view_draws_brier_lm_over_flops(page: Page, sweep: SmallSweep, shoot: Shoot) -> None:
     open_runs(page)
     page.get_by_test_id("saved-views-trigger").click()
-    page.get_by_text("CALM: BrierLM over cost", exact=True).click()
+    view = page.get_by_text("CALM: BrierLM over cost", exact=True)
+    view.wait_for()
+    shoot("views")
+    view.click()
     show_charts(page)
     drawn = {trace.name: trace for trace in traces_over(page, COST, len(sweep.series))}
     for one in sweep.series:
