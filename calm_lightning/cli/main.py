@@ -20,6 +20,7 @@ from calm_lightning.cli.diagnose import diagnose
 from calm_lightning.cli.evaluate import evaluate
 from calm_lightning.cli.flops import flops
 from calm_lightning.cli.generate import generate
+from calm_lightning.cli.register import register
 from calm_lightning.cli.report import report
 from calm_lightning.cli.reproduce import reproduce
 from calm_lightning.cli.train import train
@@ -100,7 +101,7 @@ app.command()(import_hf)
 app.command()(export_hf)
 app.command()(ui)
 
-for _command in (unsent, send):
+for _command in (register, unsent, send):
     runs.app.command()(_command)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from urllib.parse import quote
 
 _TARGET = re.compile(r"(!?)\[([^\]]*)\]\((run|trial|artifact):([^)\s]+)\)")
+_WIDTH = 860
+"""Of pictures, in pixels."""
 
 FindRun = Callable[[str, str], str | None]
 """Returns the MLflow run id for ("run", identity) or ("trial", number), None where there is none."""
@@ -29,7 +31,9 @@ def resolve_links(markdown: str, experiment_id: str, run_id: str, find: FindRun)
     def resolved(match: re.Match[str]) -> str:
         picture, text, kind, target = match.groups()
         if kind == "artifact":
-            return f"{picture}[{text}](get-artifact?path={quote(target)}&run_uuid={run_id})"
+            address = f"get-artifact?path={quote(target)}&run_uuid={run_id}"
+            # Markdown knows no width, and the UI cuts off what is wider than its page.
+            return f'<img src="{address}" alt="{text}" width="{_WIDTH}">' if picture else f"[{text}]({address})"
         found = find(kind, target)
         return text if found is None else f"[{text}](#/experiments/{experiment_id}/runs/{found})"
 

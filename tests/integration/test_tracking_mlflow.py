@@ -187,7 +187,7 @@ def test_parent_tags_its_children_and_names_them_in_its_description(shared_work:
     assert store.client.get_run(child).data.tags["pareto"] == "front"
     assert store.client.get_run(parent).data.tags["mlflow.note.content"] == (
         f"[best](#/experiments/{store.experiment_id}/runs/{child}) of none "
-        f"![Front](get-artifact?path=front.png&run_uuid={parent})"
+        f'<img src="get-artifact?path=front.png&run_uuid={parent}" alt="Front" width="860">'
     )
     assert [file.path for file in store.client.list_artifacts(parent)] == ["front.png"]
 

@@ -104,7 +104,7 @@ def test_links_become_addresses_or_stay_text() -> None:
     shown = resolve_links(text.replace("my front", "front"), "5", "me", lambda kind, target: known.get((kind, target)))
     assert shown == (
         "[a](#/experiments/5/runs/r1) [b](#/experiments/5/runs/r7) gone "
-        "![f](get-artifact?path=front.png&run_uuid=me) [web](https://example.org)"
+        '<img src="get-artifact?path=front.png&run_uuid=me" alt="f" width="860"> [web](https://example.org)'
     )
 
 
