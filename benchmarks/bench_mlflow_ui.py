@@ -40,9 +40,9 @@ from rich.table import Table
 from calm_lightning.metrics import names
 from calm_lightning.tracking.config import TrackingConfig
 from calm_lightning.tracking.entries import JournalEntry
-from calm_lightning.tracking.sqlite_statistics import refresh_statistics
+from calm_lightning.tracking.serving.sqlite_statistics import refresh_statistics
+from calm_lightning.tracking.serving.views import write_views
 from calm_lightning.tracking.store import PARENT_TAG, Store, open_store
-from calm_lightning.tracking.views import write_views
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -29,9 +29,9 @@ from rich.table import Table
 
 from calm_lightning.tracking.config import TrackingConfig
 from calm_lightning.tracking.journal import MetricsJournal
-from calm_lightning.tracking.outbox import Outbox, OutboxPlace
+from calm_lightning.tracking.outbox.outbox import Outbox, OutboxPlace
+from calm_lightning.tracking.outbox.tracker import MlflowTracker
 from calm_lightning.tracking.store import open_store
-from calm_lightning.tracking.tracker import MlflowTracker
 
 STEP_SECONDS = 0.05
 NAMES = ("train/loss", "train/learning_rate", "train/gradient_norm", "train/tokens_per_second", "a/one", "a/two")

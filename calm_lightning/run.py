@@ -40,10 +40,10 @@ from calm_lightning.stages.allocator import keep_freed_memory
 from calm_lightning.stages.base import Stage
 from calm_lightning.stages.watch import RunStopped, Watch
 from calm_lightning.tracking.journal import MetricsJournal, by_step, read_journal
-from calm_lightning.tracking.outbox import FINISHED, Outbox, OutboxPlace
+from calm_lightning.tracking.outbox.outbox import FINISHED, Outbox, OutboxPlace
 
 if TYPE_CHECKING:
-    from calm_lightning.tracking.tracker import MlflowTracker
+    from calm_lightning.tracking.outbox.tracker import MlflowTracker
 
 
 @dataclass(frozen=True)
@@ -233,10 +233,10 @@ def _track(place: RunPlace, parent: str, tags: dict[str, str]) -> MlflowTracker 
     config, run_dir = place.config, place.run_dir
     if not config.tracking.mlflow:
         return None
-    from calm_lightning.tracking.datasets import describe_datasets
+    from calm_lightning.tracking.models.datasets import describe_datasets
+    from calm_lightning.tracking.outbox.runs import ENVIRONMENT, run_outbox
+    from calm_lightning.tracking.outbox.tracker import MlflowTracker
     from calm_lightning.tracking.provenance import environment
-    from calm_lightning.tracking.runs import ENVIRONMENT, run_outbox
-    from calm_lightning.tracking.tracker import MlflowTracker
 
     outbox = run_outbox(
         asdict(config),
@@ -264,9 +264,9 @@ def _track(place: RunPlace, parent: str, tags: dict[str, str]) -> MlflowTracker 
 
 def _finish_tracking(tracker: MlflowTracker, place: RunPlace, *, alone: bool, reused: bool) -> None:
     """Draw the curve, describe what was found, and end the MLflow run."""
-    from calm_lightning.tracking.figure import draw_curve
-    from calm_lightning.tracking.models import model_bytes
-    from calm_lightning.tracking.runs import FIGURE, describe_run
+    from calm_lightning.tracking.models.logging import model_bytes
+    from calm_lightning.tracking.outbox.figure import draw_curve
+    from calm_lightning.tracking.outbox.runs import FIGURE, describe_run
 
     run_dir, config = place.run_dir, place.config
     entries, result = read_journal(run_dir), load_result(run_dir)

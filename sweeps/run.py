@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from calm_lightning.errors import SweepError
-from calm_lightning.tracking.outbox import FAILED, FINISHED, KILLED
+from calm_lightning.tracking.outbox.outbox import FAILED, FINISHED, KILLED
 from sweeps import artifacts
 from sweeps.config import SweepConfig, sweep_to_yaml
 from sweeps.corpus import corpus_dir, prepare_corpus
@@ -44,7 +44,7 @@ from sweeps.watch.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from calm_lightning.data.shards.manifest import Manifest
-    from calm_lightning.tracking.tracker import MlflowTracker
+    from calm_lightning.tracking.outbox.tracker import MlflowTracker
 
 PrepareCorpus = Callable[[SweepConfig, Path], "Manifest"]
 MakeLauncher = Callable[[str, WorkerSettings], Launcher]
@@ -211,7 +211,7 @@ def _track(sweep: SweepConfig, directory: Path, manifest: Manifest) -> MlflowTra
     """
     if not sweep.tracking.mlflow:
         return None
-    from calm_lightning.tracking.tracker import MlflowTracker
+    from calm_lightning.tracking.outbox.tracker import MlflowTracker
 
     return MlflowTracker(sweep_place(directory), parent_outbox(sweep, directory, manifest.corpus_hash)).start()
 

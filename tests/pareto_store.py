@@ -16,7 +16,7 @@ from mlflow.entities import Metric, Param, RunTag
 
 from calm_lightning.config import RunConfig, load_config
 from calm_lightning.metrics import names
-from calm_lightning.tracking.places import Place, find_place, open_place
+from calm_lightning.tracking.reading.places import Place, find_place, open_place
 from calm_lightning.tracking.store import flatten
 
 AUTOENCODER_FLOPS = 2e12

@@ -142,8 +142,8 @@ def _chosen(
     selections: Sequence[str], work_dir: Path, uri: str, experiments: Sequence[str] | None, heading: str = ""
 ) -> Chosen:
     """Return the chosen runs, read from their stores."""
-    from calm_lightning.tracking.places import place_beside
-    from calm_lightning.tracking.selection import select_runs
+    from calm_lightning.tracking.reading.places import place_beside
+    from calm_lightning.tracking.reading.selection import select_runs
 
     _require_extra()
     from sweeps.pareto.chosen import choose

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from calm_lightning.models import OpenModel
     from calm_lightning.programs.evaluation import Evaluation
-    from calm_lightning.tracking.evaluations import Recorded
+    from calm_lightning.tracking.models.evaluations import Recorded
 
 WithMlflow = Annotated[
     bool | None,
@@ -31,7 +31,7 @@ def find_store(model: Path, wanted: bool | None) -> Recorded | None:
         TrackingError: It was asked for, and the run is not recorded.
     """
     from calm_lightning.errors import TrackingError
-    from calm_lightning.tracking.evaluations import store_of
+    from calm_lightning.tracking.models.evaluations import store_of
 
     if wanted is False:
         return None
@@ -58,8 +58,8 @@ def record(
         context: The command as it was given.
         quiet: Say nothing if all goes well.
     """
-    from calm_lightning.tracking.datasets import EVALUATION, describe_split, describe_text
-    from calm_lightning.tracking.evaluations import deliver, write_evaluation
+    from calm_lightning.tracking.models.datasets import EVALUATION, describe_split, describe_text
+    from calm_lightning.tracking.models.evaluations import deliver, write_evaluation
 
     protocol = found.protocol
     if text is None:

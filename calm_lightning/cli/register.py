@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from calm_lightning.tracking.registering import Registered
+    from calm_lightning.tracking.models.registering import Registered
 
 
 def register(
@@ -39,10 +39,10 @@ def _directory(folder: Path, name: str, alias: str, work_dir: Path | None, uri: 
     """Register the model of a run directory in the store that it is recorded in."""
     from calm_lightning.assembly import CONFIG, own_autoencoder
     from calm_lightning.config import load_config
-    from calm_lightning.tracking.evaluations import store_of
-    from calm_lightning.tracking.model_directory import read_finished
-    from calm_lightning.tracking.places import place_beside
-    from calm_lightning.tracking.registering import register_directory
+    from calm_lightning.tracking.models.directory import read_finished
+    from calm_lightning.tracking.models.evaluations import store_of
+    from calm_lightning.tracking.models.registering import register_directory
+    from calm_lightning.tracking.reading.places import place_beside
 
     finished = read_finished(folder)
     below = own_autoencoder(folder, load_config([str(folder / CONFIG)])) if finished.stage == "calm" else None
@@ -54,8 +54,8 @@ def _directory(folder: Path, name: str, alias: str, work_dir: Path | None, uri: 
 def _recorded(run: str, name: str, alias: str, work_dir: Path | None, uri: str) -> Registered:
     """Register the model of a run that the store has."""
     from calm_lightning.errors import TrackingError
-    from calm_lightning.tracking.places import place_beside
-    from calm_lightning.tracking.registering import register_run
+    from calm_lightning.tracking.models.registering import register_run
+    from calm_lightning.tracking.reading.places import place_beside
 
     if "/" in run and "=" not in run:
         raise TrackingError(f"{run} is not a directory: give a run directory, or a run id (calm runs list)")

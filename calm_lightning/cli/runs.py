@@ -14,8 +14,8 @@ from calm_lightning.cli.options import AsJson
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from calm_lightning.tracking.listing import RunRow
-    from calm_lightning.tracking.transfer import Copied
+    from calm_lightning.tracking.moving.transfer import Copied
+    from calm_lightning.tracking.reading.listing import RunRow
 
 app = typer.Typer(no_args_is_help=True, help="List runs, move them between stores, send what MLflow has not got.")
 
@@ -53,8 +53,8 @@ def list_(
     import json
     from dataclasses import asdict
 
-    from calm_lightning.tracking.listing import list_runs
-    from calm_lightning.tracking.places import place_beside
+    from calm_lightning.tracking.reading.listing import list_runs
+    from calm_lightning.tracking.reading.places import place_beside
 
     place = place_beside(work_dir, uri)
     rows = list_runs(place, selection, experiment or ())
@@ -85,9 +85,9 @@ def export(
     Example: calm runs export --all --out runs.zip
     """
     from calm_lightning.errors import TrackingError
-    from calm_lightning.tracking.archive_writer import write_archive
-    from calm_lightning.tracking.places import place_beside
-    from calm_lightning.tracking.store_source import StoreSource
+    from calm_lightning.tracking.moving.archive_writer import write_archive
+    from calm_lightning.tracking.reading.places import place_beside
+    from calm_lightning.tracking.reading.store_source import StoreSource
 
     chosen = _chosen(selection, everything, bool(experiment))
     if out.exists() and not force:
@@ -111,9 +111,9 @@ def import_(
 
     Example: calm runs import runs.zip
     """
-    from calm_lightning.tracking.archive import ArchiveSource
-    from calm_lightning.tracking.places import place_beside
-    from calm_lightning.tracking.transfer import copy_runs
+    from calm_lightning.tracking.moving.archive import ArchiveSource
+    from calm_lightning.tracking.moving.transfer import copy_runs
+    from calm_lightning.tracking.reading.places import place_beside
 
     place = place_beside(work_dir, uri)
     with ArchiveSource(file) as source:
@@ -144,9 +144,9 @@ def copy(
     Example: calm runs copy --all --to http://127.0.0.1:5000
     """
     from calm_lightning.errors import TrackingError
-    from calm_lightning.tracking.places import find_place, place_beside
-    from calm_lightning.tracking.store_source import StoreSource
-    from calm_lightning.tracking.transfer import copy_runs
+    from calm_lightning.tracking.moving.transfer import copy_runs
+    from calm_lightning.tracking.reading.places import find_place, place_beside
+    from calm_lightning.tracking.reading.store_source import StoreSource
 
     chosen = _chosen(selection, everything, bool(experiment))
     origin, place = (find_place(one) if one else place_beside(work_dir) for one in (from_, to))

@@ -37,8 +37,8 @@ def ui(
     Example: calm ui --open
     """
     from calm_lightning.tracking.config import TrackingConfig
-    from calm_lightning.tracking.server import serve
-    from calm_lightning.tracking.server_hosts import choose_port, is_loopback
+    from calm_lightning.tracking.serving.hosts import choose_port, is_loopback
+    from calm_lightning.tracking.serving.server import serve
 
     study = _start_optuna(work_dir, sweep, host, optuna_port) if optuna else ""
     if uri.startswith(("http://", "https://")):
@@ -73,7 +73,7 @@ def _start_optuna(work_dir: Path, sweep: Path | None, host: str, wanted: int | N
     from queue import SimpleQueue
 
     from calm_lightning.errors import SweepError
-    from calm_lightning.tracking.server_hosts import choose_port
+    from calm_lightning.tracking.serving.hosts import choose_port
     from sweeps.directory import find_sweep_directory, find_sweeps
     from sweeps.watch.optuna_dashboard import serve
 
@@ -105,7 +105,7 @@ def _point_to(uri: str, open_browser: bool) -> None:
     Raises:
         TrackingError: Nothing answers there.
     """
-    from calm_lightning.tracking.places import check_address, find_place
+    from calm_lightning.tracking.reading.places import check_address, find_place
 
     check_address(find_place(uri))
     typer.echo(f"MLflow UI: {uri}  (the tracking server's own; nothing was started)")
@@ -127,7 +127,7 @@ def _keep(study: str) -> None:
 
 def _show_links(url: str) -> None:
     from calm_lightning.errors import TrackingError
-    from calm_lightning.tracking.server_links import links, prepared_views
+    from calm_lightning.tracking.serving.links import links, prepared_views
 
     found = []
     try:
@@ -142,7 +142,7 @@ def _show_links(url: str) -> None:
 
 def _show_unsent(work_dir: Path) -> None:
     """Say how many runs MLflow has not got whole, those left out that a process is sending."""
-    from calm_lightning.tracking.outbox import unsent
+    from calm_lightning.tracking.outbox.outbox import unsent
 
     waiting = sum(not place.busy() for place in unsent(work_dir))
     if waiting:

@@ -22,7 +22,7 @@ def unsent(work_dir: WorkDir = Path("runs"), as_json: AsJson = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from calm_lightning.tracking.outbox import unsent as find_unsent
+    from calm_lightning.tracking.outbox.outbox import unsent as find_unsent
 
     found = []
     for place in find_unsent(_existing(work_dir)):
@@ -59,8 +59,8 @@ def send(work_dir: WorkDir = Path("runs")) -> None:
     """
     from rich.progress import track
 
-    from calm_lightning.tracking.outbox import unsent as find_unsent
-    from calm_lightning.tracking.sending import send as send_one
+    from calm_lightning.tracking.outbox.outbox import unsent as find_unsent
+    from calm_lightning.tracking.outbox.sending import send as send_one
     from calm_lightning.tracking.store import require_mlflow
 
     require_mlflow()

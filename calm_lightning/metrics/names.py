@@ -63,7 +63,7 @@ UNITS = {
     RESAMPLED_UNITS: "units resampled for errors: documents or, where they are fewer than 20, pieces within a block",
     TRAIN_FLOPS: "FLOPs spent training this stage",
     TRAIN_FLOPS_TOTAL: "FLOPs spent training this stage and the autoencoder it uses",
-    LOG_TRAIN_FLOPS_TOTAL: "decimal logarithm of these FLOPs, for charts without logarithmic axes; none while they are 0",
+    LOG_TRAIN_FLOPS_TOTAL: "decimal logarithm of these FLOPs, for charts without logarithmic axes; none at 0",
     TEXT_TOKENS: "text tokens trained on",
     SECONDS: "seconds of training, evaluation left out",
     INFERENCE_FLOPS_PER_TOKEN: "FLOPs per generated text token",

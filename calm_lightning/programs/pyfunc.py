@@ -4,6 +4,6 @@ It says no more than which functions to call, so that a model outlives changes o
 """
 
 from calm_lightning.programs.text_models import open_text_model
-from calm_lightning.tracking.pyfunc import serve
+from calm_lightning.tracking.models.pyfunc import serve
 
 serve(open_text_model)

@@ -17,7 +17,7 @@ from typing import Any
 from calm_lightning.flops.parameters import baseline_parameters, calm_parameters
 from calm_lightning.language_model.config import LanguageModelConfig
 from calm_lightning.stages.trainer_keys import NOT_IN_IDENTITY
-from calm_lightning.tracking.selection import TrackedRun
+from calm_lightning.tracking.reading.selection import TrackedRun
 from sweeps.front.series import COMPLETE, SETTINGS, Series
 
 UNFINISHED = "unfinished"

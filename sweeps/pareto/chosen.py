@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from calm_lightning.errors import SweepError
-from calm_lightning.tracking.selection import TrackedRun
+from calm_lightning.tracking.reading.selection import TrackedRun
 from sweeps.front.series import Series
 from sweeps.front.tracked import series_of
 from sweeps.report.gathering import Gathered

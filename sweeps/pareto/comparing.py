@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,6 @@ from sweeps.pareto.fronts import (
     fronts_of,
     largest_cost,
 )
-from sweeps.report.seeds import Model
 
 
 @dataclass(frozen=True)
@@ -229,8 +227,3 @@ def _saving_json(one: Saving | None) -> dict[str, Any] | None:
 def front_of(fronts: Fronts, kind: str) -> Front | None:
     """Return the front over one kind of cost."""
     return fronts.inference if kind == INFERENCE else fronts.training
-
-
-def all_models(found: Comparison) -> Sequence[Model]:
-    """Return the models of both, those in both once."""
-    return list({model.slug: model for fronts in found.fronts for model in fronts.models}.values())

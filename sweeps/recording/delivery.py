@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from calm_lightning.tracking.outbox import unsent
-from calm_lightning.tracking.sending import send
+from calm_lightning.tracking.outbox.outbox import unsent
+from calm_lightning.tracking.outbox.sending import send
 from sweeps.recording.parent import study_identity, sweep_place
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calm_lightning.tracking.outbox import OutboxPlace
+from calm_lightning.tracking.outbox.outbox import OutboxPlace
 from sweeps.config import SweepConfig
 from sweeps.front.series import COMPLETE, front_points
 from sweeps.recording.parent import study_identity
@@ -21,7 +21,7 @@ def copy_front_models(record: SweepRecord, sweep: SweepConfig) -> int:
     Returns:
         How many outboxes were changed.
     """
-    from calm_lightning.tracking.models import model_bytes
+    from calm_lightning.tracking.models.logging import model_bytes
 
     asked = 0
     for one in {one.trial: one for one, _ in front_points(record.series) if one.state == COMPLETE}.values():

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from calm_lightning.tracking.outbox import Child, Outbox, OutboxPlace
+from calm_lightning.tracking.outbox.outbox import Child, Outbox, OutboxPlace
 from calm_lightning.tracking.tags import made_with
 from sweeps import artifacts
 from sweeps.config import SweepConfig

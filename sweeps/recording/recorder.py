@@ -20,8 +20,8 @@ from sweeps.trials.record import FORECAST, TrialRecord
 
 if TYPE_CHECKING:
     from calm_lightning.data.shards.manifest import Manifest
-    from calm_lightning.tracking.outbox import Outbox
-    from calm_lightning.tracking.tracker import MlflowTracker
+    from calm_lightning.tracking.outbox.outbox import Outbox
+    from calm_lightning.tracking.outbox.tracker import MlflowTracker
 
 
 class Recorder:

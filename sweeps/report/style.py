@@ -59,6 +59,8 @@ def looks(series: Sequence[Series]) -> dict[str, Look]:
     """Return the look of every model by label: the baseline dark, the others in the palette's order."""
     found: dict[str, Look] = {}
     for one in series:
+        if one.label in found:  # another seed
+            continue
         taken = sum(look.colour != _BASELINE[0] for look in found.values())
         found[one.label] = Look(*(_BASELINE if one.stage == "baseline" else _MODELS[taken % len(_MODELS)]))
     return found

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from calm_lightning.errors import TrackingError
 from calm_lightning.metrics import names
 from calm_lightning.tracking.entries import by_step, read_journal
-from calm_lightning.tracking.outbox import unsent
+from calm_lightning.tracking.outbox.outbox import unsent
 from sweeps.config import SweepConfig
 from sweeps.directory import Session, asked_to_stop
 from sweeps.front.series import Series, front_points

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from calm_lightning.errors import SweepError
-from calm_lightning.tracking.server import check_port
+from calm_lightning.tracking.serving.server import check_port
 from sweeps.trials.reading import open_trials
 
 _HERE = ("127.0.0.1", "localhost", "::1")

@@ -55,7 +55,7 @@ ONLY_IN = {
     "matplotlib": (
         "sweeps",
         "calm_lightning.diagnostics.figures",
-        "calm_lightning.tracking.figure",
+        "calm_lightning.tracking.outbox.figure",
         "data_pipelines.inspecting.figures",
     ),
     "webdataset": ("data_pipelines.writing.write",),

@@ -43,8 +43,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> SmallSweep:
 def links(sweep: SmallSweep) -> dict[str, str]:
     """Addresses of the prepared views of the sweep's experiment."""
     from calm_lightning.tracking.config import TrackingConfig
+    from calm_lightning.tracking.serving.views import write_views
     from calm_lightning.tracking.store import open_store
-    from calm_lightning.tracking.views import write_views
 
     store = open_store(TrackingConfig(), sweep.work_dir)
     return write_views(store.client, store.experiment_id)

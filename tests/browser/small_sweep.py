@@ -18,10 +18,10 @@ from calm_lightning.config.fingerprint import essentials
 from calm_lightning.metrics import names
 from calm_lightning.metrics.names import ScorePoint
 from calm_lightning.tracking.entries import JOURNAL_NAME, JournalEntry, append_entries
-from calm_lightning.tracking.figure import draw_curve
-from calm_lightning.tracking.outbox import FINISHED, OutboxPlace
-from calm_lightning.tracking.runs import FIGURE, describe_run, run_outbox
-from calm_lightning.tracking.sending import send
+from calm_lightning.tracking.outbox.figure import draw_curve
+from calm_lightning.tracking.outbox.outbox import FINISHED, OutboxPlace
+from calm_lightning.tracking.outbox.runs import FIGURE, describe_run, run_outbox
+from calm_lightning.tracking.outbox.sending import send
 from sweeps import artifacts
 from sweeps.config import SweepConfig
 from sweeps.front.series import Series

@@ -18,17 +18,17 @@ pytest.importorskip("mlflow")
 
 from calm_lightning.tracking.config import TrackingConfig
 from calm_lightning.tracking.journal import MetricsJournal, read_journal
-from calm_lightning.tracking.outbox import Outbox, OutboxPlace, unsent
-from calm_lightning.tracking.sending import send
+from calm_lightning.tracking.outbox.outbox import Outbox, OutboxPlace, unsent
+from calm_lightning.tracking.outbox.sending import send
+from calm_lightning.tracking.outbox.tracker import MlflowTracker
 from calm_lightning.tracking.store import Store, open_store
-from calm_lightning.tracking.tracker import MlflowTracker
 
 TRAINS = """
 import sys, time
 from pathlib import Path
-from calm_lightning.tracking import tracker as module
+from calm_lightning.tracking.outbox import tracker as module
 from calm_lightning.tracking.journal import MetricsJournal
-from calm_lightning.tracking.outbox import Outbox, OutboxPlace
+from calm_lightning.tracking.outbox.outbox import Outbox, OutboxPlace
 module._POLL_SECONDS = 0.1
 run_dir, uri, steps, wait = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 outbox = Outbox(identity=run_dir.name, name=run_dir.name, uri=uri, started=time.time())
@@ -223,9 +223,9 @@ def test_read_only_store_is_sent_when_it_may_be_written(tmp_path: Path) -> None:
 MANY = """
 import sys, threading, time
 from pathlib import Path
-from calm_lightning.tracking import tracker as module
+from calm_lightning.tracking.outbox import tracker as module
 from calm_lightning.tracking.journal import MetricsJournal
-from calm_lightning.tracking.outbox import Outbox, OutboxPlace
+from calm_lightning.tracking.outbox.outbox import Outbox, OutboxPlace
 module._POLL_SECONDS = 0.2
 work, first, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 

@@ -25,9 +25,9 @@ from calm_lightning.metrics import names
 from calm_lightning.programs import evaluation as evaluation_module
 from calm_lightning.run import RunResult
 from calm_lightning.tracking.config import TrackingConfig
-from calm_lightning.tracking.evaluations import evaluation_metrics
-from calm_lightning.tracking.outbox import unsent
-from calm_lightning.tracking.sending import send
+from calm_lightning.tracking.models.evaluations import evaluation_metrics
+from calm_lightning.tracking.outbox.outbox import unsent
+from calm_lightning.tracking.outbox.sending import send
 from calm_lightning.tracking.store import PARENT_TAG, Store, open_store
 
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from calm_lightning.cli import pareto
 from calm_lightning.cli.main import FrontDoor
-from calm_lightning.tracking.places import Place
+from calm_lightning.tracking.reading.places import Place
 from calm_lightning.tracking.store import quiet_environment
 
 app = typer.Typer(cls=FrontDoor)

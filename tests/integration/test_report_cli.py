@@ -22,8 +22,8 @@ from calm_lightning.models import open_model
 from calm_lightning.programs.evaluation import EvaluationOptions, evaluate
 from calm_lightning.run import RunResult, execute
 from calm_lightning.stages.watch import RunStopped, Watch
-from calm_lightning.tracking.evaluations import store_of, write_evaluation
-from calm_lightning.tracking.places import open_place, place_beside
+from calm_lightning.tracking.models.evaluations import store_of, write_evaluation
+from calm_lightning.tracking.reading.places import open_place, place_beside
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))

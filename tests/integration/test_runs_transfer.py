@@ -41,12 +41,12 @@ from mlflow.entities import (
 from calm_lightning.cli import runs
 from calm_lightning.cli.main import FrontDoor
 from calm_lightning.errors import TrackingError
-from calm_lightning.tracking.archive import ArchiveSource
-from calm_lightning.tracking.archive_writer import write_archive
-from calm_lightning.tracking.places import find_place, open_place
-from calm_lightning.tracking.records import safe_path
-from calm_lightning.tracking.store_source import COPIED_FROM, StoreSource
-from calm_lightning.tracking.transfer import FILES_TAG, batches, copy_runs
+from calm_lightning.tracking.moving.archive import ArchiveSource
+from calm_lightning.tracking.moving.archive_writer import write_archive
+from calm_lightning.tracking.moving.records import safe_path
+from calm_lightning.tracking.moving.transfer import FILES_TAG, batches, copy_runs
+from calm_lightning.tracking.reading.places import find_place, open_place
+from calm_lightning.tracking.reading.store_source import COPIED_FROM, StoreSource
 
 COMMAND = typer.Typer(cls=FrontDoor)
 COMMAND.add_typer(runs.app, name="runs")
@@ -348,7 +348,7 @@ def test_files_of_a_store_that_was_moved_are_found(source: Path, project: Path, 
 
 
 def test_two_copies_at_once_are_refused(source: Path, project: Path) -> None:
-    from calm_lightning.tracking.destination import Destination
+    from calm_lightning.tracking.moving.destination import Destination
 
     with Destination(find_place(project)).alone():
         result = calm("copy", "--all", "--from", str(source), "--to", str(project))

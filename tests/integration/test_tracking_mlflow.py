@@ -18,14 +18,14 @@ pytest.importorskip("mlflow")
 
 from calm_lightning.errors import TrackingError
 from calm_lightning.tracking import store as store_module
-from calm_lightning.tracking import tracker as tracker_module
 from calm_lightning.tracking.config import TrackingConfig
 from calm_lightning.tracking.journal import MetricsJournal
-from calm_lightning.tracking.outbox import Outbox, OutboxPlace, unsent
-from calm_lightning.tracking.sending import send
+from calm_lightning.tracking.outbox import tracker as tracker_module
+from calm_lightning.tracking.outbox.outbox import Outbox, OutboxPlace, unsent
+from calm_lightning.tracking.outbox.sending import send
+from calm_lightning.tracking.outbox.tracker import MlflowTracker
 from calm_lightning.tracking.store import IDENTITY_TAG, PARENT_TAG, open_store, tracking_uri
 from calm_lightning.tracking.tags import run_tags
-from calm_lightning.tracking.tracker import MlflowTracker
 
 PARAMS: dict[str, Any] = {
     "stage": "calm",
@@ -251,10 +251,10 @@ def test_default_uri_lies_beside_the_work_directory(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from calm_lightning.tracking import tracker as module
+from calm_lightning.tracking.outbox import tracker as module
 from calm_lightning.tracking.config import TrackingConfig
 from calm_lightning.tracking.journal import MetricsJournal, read_journal
-from calm_lightning.tracking.outbox import Outbox, OutboxPlace
+from calm_lightning.tracking.outbox.outbox import Outbox, OutboxPlace
 from calm_lightning.tracking.store import IDENTITY_TAG, open_store
 module._POLL_SECONDS = 0.05
 run_dir = Path(sys.argv[1])

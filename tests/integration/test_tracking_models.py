@@ -38,7 +38,7 @@ from calm_lightning.programs.restoring import restore_texts
 from calm_lightning.run import RunResult
 from calm_lightning.tracking.config import TrackingConfig
 from calm_lightning.tracking.entries import read_journal
-from calm_lightning.tracking.models import log_model, model_bytes
+from calm_lightning.tracking.models.logging import log_model, model_bytes
 from calm_lightning.tracking.store import IDENTITY_TAG, open_store, tracking_uri
 
 PROMPTS = ["the cat sat", "a mat on a mat"]
@@ -57,9 +57,9 @@ Path(sys.argv[2]).write_text(json.dumps(found))
 KILLED = """
 import os, sys
 from pathlib import Path
-from calm_lightning.tracking import run_files
+from calm_lightning.tracking.moving import run_files
 from calm_lightning.tracking.config import TrackingConfig
-from calm_lightning.tracking.models import log_model
+from calm_lightning.tracking.models.logging import log_model
 from calm_lightning.tracking.store import open_store
 send, sent = run_files._send_one, []
 def dies(*arguments):
@@ -384,7 +384,7 @@ def test_autoencoders_restore_texts_of_any_length(project: Project) -> None:
 
 
 def test_a_frame_whose_first_column_is_another_is_refused() -> None:
-    from calm_lightning.tracking.pyfunc import _texts
+    from calm_lightning.tracking.models.pyfunc import _texts
 
     assert _texts(pandas.DataFrame({"prompt": ["a", "b"]})) == _texts(pandas.DataFrame(["a", "b"])) == ["a", "b"]
     with pytest.raises(SamplingError, match="'id'"):

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 pytest.importorskip("mlflow")
 
 from calm_lightning.cli.main import app
-from calm_lightning.tracking.places import find_place, open_place
+from calm_lightning.tracking.reading.places import find_place, open_place
 
 
 def calm(*words: Any) -> Any:
@@ -105,7 +105,7 @@ def make_sweep(directory: Path) -> None:
 
 
 def make_unsent(directory: Path) -> None:
-    from calm_lightning.tracking.outbox import Outbox, OutboxPlace
+    from calm_lightning.tracking.outbox.outbox import Outbox, OutboxPlace
 
     directory.mkdir(parents=True)
     place = OutboxPlace(directory)

@@ -11,8 +11,8 @@ from pareto_store import STEPS, add_other, add_run, add_sweep, evaluation_metric
 
 from calm_lightning.errors import TrackingError
 from calm_lightning.metrics import names
-from calm_lightning.tracking.places import Place, find_place, open_place
-from calm_lightning.tracking.selection import read_run, select_runs, split_selection
+from calm_lightning.tracking.reading.places import Place, find_place, open_place
+from calm_lightning.tracking.reading.selection import read_run, select_runs, split_selection
 from sweeps.front.tracked import series_of
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from calm_lightning.errors import SweepError
 from calm_lightning.metrics.names import ScorePoint
-from calm_lightning.tracking.selection import TrackedRun
+from calm_lightning.tracking.reading.selection import TrackedRun
 from sweeps.front.intervals import Estimate
 from sweeps.pareto.chosen import cautions, choose, link
 from sweeps.pareto.comparing import Comparison, compare

@@ -16,7 +16,7 @@ import mlflow.data
 
 from calm_lightning.data.config import DataConfig
 from calm_lightning.tracking.config import TrackingConfig
-from calm_lightning.tracking.datasets import describe_datasets, describe_split, describe_text, log_datasets
+from calm_lightning.tracking.models.datasets import describe_datasets, describe_split, describe_text, log_datasets
 from calm_lightning.tracking.store import open_store
 
 ROWS = {

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from calm_lightning.errors import TrackingError
 from calm_lightning.tracking.entries import JournalEntry, append_entries, read_journal
-from calm_lightning.tracking.links import resolve_links
-from calm_lightning.tracking.outbox import FINISHED, Outbox, OutboxPlace, unsent
-from calm_lightning.tracking.tail import Tail
+from calm_lightning.tracking.outbox.links import resolve_links
+from calm_lightning.tracking.outbox.outbox import FINISHED, Outbox, OutboxPlace, unsent
+from calm_lightning.tracking.outbox.tail import Tail
 
 
 def place_in(work: Path, name: str = "a", stage: str = "calm", parent: str = "") -> OutboxPlace:

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from calm_lightning.errors import TrackingError
 from calm_lightning.tracking.config import TrackingConfig
 from calm_lightning.tracking.provenance import provenance
-from calm_lightning.tracking.server import check_port, server_command
-from calm_lightning.tracking.server_hosts import allowed_hosts, allowed_origins, choose_port, names_of, url_of
+from calm_lightning.tracking.serving.hosts import allowed_hosts, allowed_origins, choose_port, names_of, url_of
+from calm_lightning.tracking.serving.server import check_port, server_command
 from calm_lightning.tracking.store import store_dir
 
 
@@ -122,7 +122,7 @@ def test_provenance_knows_code_and_machine() -> None:
 def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work directory with an empty store."""
     pytest.importorskip("mlflow")
-    from calm_lightning.tracking.places import find_place, open_place
+    from calm_lightning.tracking.reading.places import find_place, open_place
 
     folder = tmp_path_factory.mktemp("project")
     open_place(find_place(folder), make=True)
@@ -134,7 +134,7 @@ def served(work_dir: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A process that serves, and its address."""
     code = (
         "import sys; from calm_lightning.tracking.config import TrackingConfig; "
-        "from calm_lightning.tracking.server import serve; "
+        "from calm_lightning.tracking.serving.server import serve; "
         f"sys.exit(serve(TrackingConfig(), {str(work_dir)!r}, '127.0.0.1', {free_port()}, "
         "lambda url: print(url, flush=True), ['node7']))"
     )
@@ -185,7 +185,7 @@ def test_the_server_answers_and_leaves_nothing_behind(
 def test_killed_while_the_server_starts(work_dir: Path) -> None:
     code = (
         "from calm_lightning.tracking.config import TrackingConfig; "
-        "from calm_lightning.tracking.server import serve; "
+        "from calm_lightning.tracking.serving.server import serve; "
         f"serve(TrackingConfig(), {str(work_dir)!r}, '127.0.0.1', {free_port()}, print)"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
@@ -202,7 +202,7 @@ def test_killed_while_the_server_starts(work_dir: Path) -> None:
 @pytest.mark.slow
 def test_a_port_that_is_taken_while_the_server_starts(work_dir: Path) -> None:
     """Whoever answers there is not taken for the server."""
-    from calm_lightning.tracking.server import serve
+    from calm_lightning.tracking.serving.server import serve
 
     class Other(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -228,7 +228,7 @@ def test_a_port_that_is_taken_while_the_server_starts(work_dir: Path) -> None:
 @pytest.mark.slow
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
-    from calm_lightning.tracking.server import serve
+    from calm_lightning.tracking.serving.server import serve
 
     (tmp_path / "mlruns").mkdir()
     (tmp_path / "mlruns" / "mlflow.db").write_text("this is no database\n" * 100)

@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("mlflow")
 
-from calm_lightning.tracking.places import find_place, open_place
-from calm_lightning.tracking.sqlite_statistics import refresh_statistics
+from calm_lightning.tracking.reading.places import find_place, open_place
+from calm_lightning.tracking.serving.sqlite_statistics import refresh_statistics
 
 RUNS, POINTS = 300, 20
 QUESTION = "SELECT * FROM metrics WHERE key = 'val/brier_lm' AND run_uuid IN (?, ?, ?) ORDER BY run_uuid, step"

@@ -15,8 +15,8 @@ import pytest
 pytest.importorskip("mlflow")
 
 from calm_lightning.metrics import names
-from calm_lightning.tracking.places import find_place, open_place
-from calm_lightning.tracking.views import write_views
+from calm_lightning.tracking.reading.places import find_place, open_place
+from calm_lightning.tracking.serving.views import write_views
 
 PREFIX = "mlflow.sharedViewState."
 SCORED = {names.BRIER_LM: 5.0, names.TRAIN_FLOPS_TOTAL: 1e13}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from calm_lightning.metrics.names import BRIER_LM, BRIER_LM_HIGH, BRIER_LM_LOW
-from calm_lightning.tracking.evaluations import STAGE, evaluation_metrics
+from calm_lightning.tracking.models.evaluations import STAGE, evaluation_metrics
 from sweeps.report.grids import Grid
 from sweeps.report.sources.run import ReportedRun
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from calm_lightning.errors import CalmError, TrackingError
-from calm_lightning.tracking.places import Place
-from calm_lightning.tracking.selection import TrackedRun, read_run
+from calm_lightning.tracking.reading.places import Place
+from calm_lightning.tracking.reading.selection import TrackedRun, read_run
 from sweeps.front.series import PRUNED, Series
 from sweeps.report.sources.folders import is_run, read_folder
 from sweeps.report.sources.naming import Named

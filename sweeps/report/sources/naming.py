@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from calm_lightning.errors import SweepError, TrackingError
-from calm_lightning.tracking.places import Place, find_place, open_place, place_beside
-from calm_lightning.tracking.selection import TrackedRun, read_run, select_runs, split_selection
+from calm_lightning.tracking.reading.places import Place, find_place, open_place, place_beside
+from calm_lightning.tracking.reading.selection import TrackedRun, read_run, select_runs, split_selection
 from sweeps.cache.records import identity_in, run_directories
 from sweeps.directory import SESSION, find_sweeps
 from sweeps.report.sources.evaluations import DOCUMENT
@@ -47,7 +47,7 @@ def find_named(
     """Return what some words mean, everything once.
 
     A word is a run directory; a sweep's directory; the name of one of these in the work directory, or how it begins; or
-    a selection of runs in an MLflow store (`calm_lightning.tracking.selection`), an autoencoder's run included.
+    a selection of runs in an MLflow store (`calm_lightning.tracking.reading.selection`), an autoencoder's run included.
 
     Args:
         words: The words.

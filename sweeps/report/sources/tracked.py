@@ -13,10 +13,10 @@ import yaml
 
 from calm_lightning.errors import TrackingError
 from calm_lightning.metrics import names
-from calm_lightning.tracking.histories import histories
-from calm_lightning.tracking.places import Place, answering, open_place
-from calm_lightning.tracking.run_files import RunFiles
-from calm_lightning.tracking.selection import TrackedRun
+from calm_lightning.tracking.moving.run_files import RunFiles
+from calm_lightning.tracking.reading.histories import histories
+from calm_lightning.tracking.reading.places import Place, answering, open_place
+from calm_lightning.tracking.reading.selection import TrackedRun
 from calm_lightning.tracking.tags import AUTOENCODER_RUN_TAG
 from sweeps.cache.records import CONFIG, RESULT
 from sweeps.front.series import PRUNED

@@ -10,7 +10,7 @@ from typing import Any
 
 from calm_lightning.metrics import names
 from calm_lightning.tracking.config import TrackingConfig
-from calm_lightning.tracking.outbox import Outbox
+from calm_lightning.tracking.outbox.outbox import Outbox
 from calm_lightning.tracking.tags import AUTOENCODER_RUN_TAG, run_tags
 
 ENVIRONMENT = "environment.txt"

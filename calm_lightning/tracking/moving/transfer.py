@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from calm_lightning.tracking.destination import Destination
-from calm_lightning.tracking.logged_models import fill_model
-from calm_lightning.tracking.places import Place, answering
-from calm_lightning.tracking.records import Folder, ModelRecord, RunRecord, RunSource, digest_of
+from calm_lightning.tracking.moving.destination import Destination
+from calm_lightning.tracking.moving.logged_models import fill_model
+from calm_lightning.tracking.moving.records import Folder, ModelRecord, RunRecord, RunSource, digest_of
+from calm_lightning.tracking.reading.places import Place, answering
+from calm_lightning.tracking.reading.store_source import COPIED_FROM, RUN_TAGS
 from calm_lightning.tracking.store import PARENT_TAG
-from calm_lightning.tracking.store_source import COPIED_FROM, RUN_TAGS
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

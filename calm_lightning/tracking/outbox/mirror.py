@@ -13,10 +13,10 @@ from pathlib import Path
 from calm_lightning.errors import TrackingError
 from calm_lightning.tracking.config import TrackingConfig
 from calm_lightning.tracking.entries import JOURNAL_NAME, SYSTEM_NAME
-from calm_lightning.tracking.links import resolve_links
-from calm_lightning.tracking.outbox import FINISHED, RUNNING, Outbox, OutboxPlace
+from calm_lightning.tracking.outbox.links import resolve_links
+from calm_lightning.tracking.outbox.outbox import FINISHED, RUNNING, Outbox, OutboxPlace
+from calm_lightning.tracking.outbox.tail import Tail
 from calm_lightning.tracking.store import Store, open_store
-from calm_lightning.tracking.tail import Tail
 
 _METRICS_PER_BATCH = 1000  # MLflow's own limit
 NOTE_TAG = "mlflow.note.content"
@@ -71,7 +71,7 @@ class Mirror:
         store, run_id = self._attach()
         outbox = self.outbox
         if outbox.model is not None and outbox.status == FINISHED:
-            from calm_lightning.tracking.models import log_model
+            from calm_lightning.tracking.models.logging import log_model
 
             below = Path(outbox.model) if outbox.model else None
             log_model(store.client, store.experiment_id, run_id, self._place.directory, below, outbox.name)
@@ -90,7 +90,7 @@ class Mirror:
             run_id, made = store.attach(outbox.identity, outbox.name, outbox.tags, parent, outbox.started)
             store.log_params(run_id, outbox.params)
             if outbox.datasets:
-                from calm_lightning.tracking.datasets import log_datasets
+                from calm_lightning.tracking.models.datasets import log_datasets
 
                 log_datasets(store.client, run_id, outbox.datasets)
             self._sent = set() if made else store.logged(run_id)

@@ -16,13 +16,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from calm_lightning.tracking.places import Place, answering
-from calm_lightning.tracking.records import Folder, folder_of
+from calm_lightning.tracking.moving.records import Folder, folder_of
+from calm_lightning.tracking.reading.places import Place, answering
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from calm_lightning.tracking.server_files import FileAccess
+    from calm_lightning.tracking.moving.server_files import FileAccess
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _RUN_LEVELS, _MODEL_LEVELS = 2, 3
@@ -108,7 +108,7 @@ class RunFiles:
 
         local = _local_path(location)
         if self._place.served and local is not None:
-            from calm_lightning.tracking.server_files import ServerFiles
+            from calm_lightning.tracking.moving.server_files import ServerFiles
 
             return ServerFiles(self._place.uri, owner)
         if local is not None:

@@ -8,8 +8,8 @@ import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from calm_lightning.tracking.archive import FORMAT, INDEX, VERSION, ArchiveIndex
-from calm_lightning.tracking.records import RunSource
+from calm_lightning.tracking.moving.archive import FORMAT, INDEX, VERSION, ArchiveIndex
+from calm_lightning.tracking.moving.records import RunSource
 
 _CHUNK = 1 << 20
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same runs make the same bytes

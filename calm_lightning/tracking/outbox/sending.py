@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calm_lightning.tracking.entries import read_journal
-from calm_lightning.tracking.mirror import Mirror, in_one_line
-from calm_lightning.tracking.outbox import KILLED, RUNNING, OutboxPlace, unsent
+from calm_lightning.tracking.outbox.mirror import Mirror, in_one_line
+from calm_lightning.tracking.outbox.outbox import KILLED, RUNNING, OutboxPlace, unsent
 from calm_lightning.tracking.store import require_mlflow
 
 

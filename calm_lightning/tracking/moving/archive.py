@@ -27,7 +27,7 @@ from typing import IO, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from calm_lightning.errors import TrackingError
-from calm_lightning.tracking.records import (
+from calm_lightning.tracking.moving.records import (
     Digest,
     FileRecord,
     Folder,
@@ -36,7 +36,7 @@ from calm_lightning.tracking.records import (
     RunId,
     RunRecord,
 )
-from calm_lightning.tracking.store_source import in_words
+from calm_lightning.tracking.reading.store_source import in_words
 
 FORMAT: Literal["calm-runs"] = "calm-runs"
 VERSION: Literal[1] = 1

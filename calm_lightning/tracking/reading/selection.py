@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING
 from calm_lightning.errors import TrackingError
 from calm_lightning.metrics import names
 from calm_lightning.metrics.names import ScorePoint
-from calm_lightning.tracking.histories import histories
-from calm_lightning.tracking.places import Place, answering, find_place, open_place, place_beside
+from calm_lightning.tracking.reading.histories import histories
+from calm_lightning.tracking.reading.places import Place, answering, find_place, open_place, place_beside
+from calm_lightning.tracking.reading.store_source import COPIED_FROM, experiment_ids, find_runs, pages
 from calm_lightning.tracking.store import IDENTITY_TAG, PARENT_TAG
-from calm_lightning.tracking.store_source import COPIED_FROM, experiment_ids, find_runs, pages
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

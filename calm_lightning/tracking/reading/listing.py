@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from calm_lightning.metrics.names import BRIER_LM, BRIER_LM_SE, TRAIN_FLOPS, TRAIN_FLOPS_TOTAL
-from calm_lightning.tracking.places import Place, open_place
+from calm_lightning.tracking.reading.places import Place, open_place
+from calm_lightning.tracking.reading.store_source import experiment_ids, find_runs
 from calm_lightning.tracking.store import PARENT_TAG
-from calm_lightning.tracking.store_source import experiment_ids, find_runs
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from calm_lightning.tracking.entries import read_journal
-from calm_lightning.tracking.model_directory import FinishedRun, model_bytes, read_finished, write_model
-from calm_lightning.tracking.places import find_place
-from calm_lightning.tracking.run_files import RunFiles
+from calm_lightning.tracking.models.directory import FinishedRun, model_bytes, read_finished, write_model
+from calm_lightning.tracking.moving.run_files import RunFiles
+from calm_lightning.tracking.reading.places import find_place
 from calm_lightning.tracking.store import IDENTITY_TAG
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from calm_lightning.errors import TrackingError
-from calm_lightning.tracking.records import safe_path
+from calm_lightning.tracking.moving.records import safe_path
 
 _CHUNK = 1 << 20
 _UPLOAD_LIMIT = 10 << 20  # MLflow's

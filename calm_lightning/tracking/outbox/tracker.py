@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 
 from calm_lightning.tracking.config import TrackingConfig
-from calm_lightning.tracking.mirror import Mirror, in_one_line
-from calm_lightning.tracking.outbox import Outbox, OutboxPlace
-from calm_lightning.tracking.sending import Sent, send_all
+from calm_lightning.tracking.outbox.mirror import Mirror, in_one_line
+from calm_lightning.tracking.outbox.outbox import Outbox, OutboxPlace
+from calm_lightning.tracking.outbox.sending import Sent, send_all
+from calm_lightning.tracking.outbox.system import SystemMetrics
 from calm_lightning.tracking.store import require_mlflow, tracking_uri
-from calm_lightning.tracking.system import SystemMetrics
 
 _LOG = logging.getLogger(__name__)
 _POLL_SECONDS = 2.0

@@ -65,8 +65,8 @@ def prepared_views(url: str) -> list[Link]:
     Raises:
         TrackingError: The store cannot be written to.
     """
-    from calm_lightning.tracking.places import answering, find_place, open_place
-    from calm_lightning.tracking.views import write_views
+    from calm_lightning.tracking.reading.places import answering, find_place, open_place
+    from calm_lightning.tracking.serving.views import write_views
 
     place = find_place(url)
     client, found = open_place(place), []

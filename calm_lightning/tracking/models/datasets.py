@@ -147,7 +147,7 @@ def log_datasets(client: MlflowClient, run_id: str, described: Sequence[Mapping[
     if fresh:
         client.log_inputs(run_id, datasets=fresh)
     if models := [one[_MODEL] for one in described if _MODEL in one]:
-        from calm_lightning.tracking.models import find_model, use_models
+        from calm_lightning.tracking.models.logging import find_model, use_models
 
         found = [find_model(client, run.info.experiment_id, identity) for identity in models]
         use_models(client, run_id, [model_id for model_id in found if model_id is not None])

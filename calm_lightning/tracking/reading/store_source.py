@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from calm_lightning.errors import TrackingError
-from calm_lightning.tracking.places import Place, answering, open_place
-from calm_lightning.tracking.records import DatasetRecord, Folder, History, ModelMetric, ModelRecord, RunRecord
-from calm_lightning.tracking.run_files import RunFiles
+from calm_lightning.tracking.moving.records import DatasetRecord, Folder, History, ModelMetric, ModelRecord, RunRecord
+from calm_lightning.tracking.moving.run_files import RunFiles
+from calm_lightning.tracking.reading.places import Place, answering, open_place
 from calm_lightning.tracking.store import PARENT_TAG
 
 if TYPE_CHECKING:

@@ -26,9 +26,9 @@ from urllib.parse import urlsplit
 
 from calm_lightning.errors import TrackingError
 from calm_lightning.tracking.config import TrackingConfig
-from calm_lightning.tracking.places import place_beside
-from calm_lightning.tracking.server_hosts import allowed_hosts, allowed_origins, check_port, names_of, url_of
-from calm_lightning.tracking.server_process import PARENT
+from calm_lightning.tracking.reading.places import place_beside
+from calm_lightning.tracking.serving.hosts import allowed_hosts, allowed_origins, check_port, names_of, url_of
+from calm_lightning.tracking.serving.process import PARENT
 from calm_lightning.tracking.store import quiet_environment, require_mlflow
 
 __all__ = ["check_port", "serve", "server_command"]
@@ -54,7 +54,7 @@ def server_command(
     """
     require_mlflow()
     place = place_beside(work_dir, config.uri)
-    command = [sys.executable, "-m", "calm_lightning.tracking.server_process", "server"]
+    command = [sys.executable, "-m", "calm_lightning.tracking.serving.process", "server"]
     command += ["--backend-store-uri", place.uri]
     if place.directory is not None:
         if not (database := Path(place.uri.removeprefix("sqlite:///"))).is_file():

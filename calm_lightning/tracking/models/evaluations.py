@@ -21,12 +21,12 @@ from typing import Any
 
 from calm_lightning.errors import TrackingError
 from calm_lightning.metrics import names
-from calm_lightning.tracking.datasets import describe_model
 from calm_lightning.tracking.entries import JOURNAL_NAME, JournalEntry, encode
-from calm_lightning.tracking.model_directory import FinishedRun, read_finished
-from calm_lightning.tracking.outbox import FINISHED, Outbox, OutboxPlace
-from calm_lightning.tracking.places import check_address, place_beside
-from calm_lightning.tracking.sending import send
+from calm_lightning.tracking.models.datasets import describe_model
+from calm_lightning.tracking.models.directory import FinishedRun, read_finished
+from calm_lightning.tracking.outbox.outbox import FINISHED, Outbox, OutboxPlace
+from calm_lightning.tracking.outbox.sending import send
+from calm_lightning.tracking.reading.places import check_address, place_beside
 from calm_lightning.tracking.store import store_dir
 from calm_lightning.tracking.tags import made_with, run_tags
 

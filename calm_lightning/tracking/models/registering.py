@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from calm_lightning.errors import TrackingError
 from calm_lightning.metrics import names
-from calm_lightning.tracking.model_directory import read_finished
-from calm_lightning.tracking.models import find_model, log_model
-from calm_lightning.tracking.places import Place, answering, open_place
+from calm_lightning.tracking.models.directory import read_finished
+from calm_lightning.tracking.models.logging import find_model, log_model
+from calm_lightning.tracking.reading.places import Place, answering, open_place
+from calm_lightning.tracking.reading.store_source import experiment_ids, find_runs, pages
 from calm_lightning.tracking.store import IDENTITY_TAG
-from calm_lightning.tracking.store_source import experiment_ids, find_runs, pages
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

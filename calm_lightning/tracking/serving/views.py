@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from calm_lightning.metrics import names
-from calm_lightning.tracking.view_charts import Section, chart_state, line, parallel, scatter
+from calm_lightning.tracking.serving.view_charts import Section, chart_state, line, parallel, scatter
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

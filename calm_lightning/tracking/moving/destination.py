@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from calm_lightning.errors import TrackingError
-from calm_lightning.tracking.places import Place, answering, open_place
-from calm_lightning.tracking.records import ModelRecord, RunRecord
-from calm_lightning.tracking.run_files import RunFiles
-from calm_lightning.tracking.store_source import COPIED_FROM, experiment_ids
+from calm_lightning.tracking.moving.records import ModelRecord, RunRecord
+from calm_lightning.tracking.moving.run_files import RunFiles
+from calm_lightning.tracking.reading.places import Place, answering, open_place
+from calm_lightning.tracking.reading.store_source import COPIED_FROM, experiment_ids
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -9,9 +9,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from calm_lightning.tracking.destination import Destination
-from calm_lightning.tracking.places import answering
-from calm_lightning.tracking.records import Folder, ModelRecord, RunSource
+from calm_lightning.tracking.moving.destination import Destination
+from calm_lightning.tracking.moving.records import Folder, ModelRecord, RunSource
+from calm_lightning.tracking.reading.places import answering
 
 _DESCRIPTION = "MLmodel"
 _METRICS = 1000  # in a batch, MLflow's own limit

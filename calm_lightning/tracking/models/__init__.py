@@ -1,0 +1,1 @@
+"""What runs made and used, in MLflow: trained models, corpora, evaluations."""

@@ -1,0 +1,1 @@
+"""The MLflow UI: its server on this machine, its prepared views."""
