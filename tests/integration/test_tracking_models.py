@@ -20,7 +20,6 @@ import pandas
 import pytest
 import tiny_runs
 import torch
-import typer
 from typer.testing import CliRunner, Result
 
 pytest.importorskip("mlflow")
@@ -28,9 +27,7 @@ pytest.importorskip("mlflow")
 from mlflow import MlflowClient
 
 from calm_lightning.autoencoder.model import ChunkAutoencoder
-from calm_lightning.cli.main import FrontDoor
 from calm_lightning.cli.main import app as calm
-from calm_lightning.cli.register import register
 from calm_lightning.data.tokenizers import BytesTokenizer
 from calm_lightning.errors import SamplingError, TrackingError
 from calm_lightning.models import open_model
@@ -38,6 +35,7 @@ from calm_lightning.programs.restoring import restore_texts
 from calm_lightning.run import RunResult
 from calm_lightning.tracking.config import TrackingConfig
 from calm_lightning.tracking.entries import read_journal
+from calm_lightning.tracking.models.directory import _SCRIPT
 from calm_lightning.tracking.models.logging import log_model, model_bytes
 from calm_lightning.tracking.store import IDENTITY_TAG, open_store, tracking_uri
 
@@ -164,6 +162,16 @@ def test_nothing_in_a_model_is_pickled(project: Project) -> None:
     assert {path.parent.name for path in files if path.name == "pyfunc.py"} == {"artifacts"}
 
 
+def test_models_that_are_logged_load_with_later_versions() -> None:
+    """Every logged model has a copy of the script: what it imports has to stay where it is, for ever."""
+    code = [line for line in _SCRIPT.read_text().partition('"""\n\n')[2].splitlines() if line]
+    assert code == [
+        "from calm_lightning.programs.text_models import open_text_model",
+        "from calm_lightning.tracking.models.pyfunc import serve",
+        "serve(open_text_model)",
+    ]
+
+
 def test_lineage_leads_from_the_autoencoder_to_the_language_model(project: Project) -> None:
     models = {stage: project.models(stage) for stage in project.runs}
     assert all(len(found) == 1 and found[0].status.value == "READY" for found in models.values())
@@ -250,13 +258,8 @@ def test_size_is_that_of_the_files_that_are_copied(project: Project) -> None:
     assert model_bytes(run, below) - result == found  # result.json gets the MLflow run id afterwards
 
 
-app = typer.Typer(cls=FrontDoor)
-app.command()(register)
-app.command("other")(lambda: None)  # a single command would have no name
-
-
 def registered(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["register", *map(str, arguments)], catch_exceptions=False)
+    return CliRunner().invoke(calm, ["runs", "register", *map(str, arguments)], catch_exceptions=False)
 
 
 def test_registered_models_load_by_version_and_alias(project: Project, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _FILES = ("config.yaml", "result.json", "model.safetensors")
 _TOKENIZER, _AUTOENCODER = "tokenizer", "autoencoder"
-_SCRIPT = Path(__file__).parents[1] / "programs" / "pyfunc.py"
+_SCRIPT = Path(__file__).parents[2] / "programs" / "pyfunc.py"
 """Named by its place: a room of a higher level, which is copied here and never imported."""
 _PROMPT = "It is a truth universally acknowledged, "
 
