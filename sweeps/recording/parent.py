@@ -24,6 +24,11 @@ FILES = (artifacts.FIGURE, artifacts.PAGE, artifacts.POINTS, artifacts.SUMMARY, 
 _MOST_ROWS = 15
 """Rows of the front that the description holds: MLflow takes 8,000 characters."""
 
+_VIEWS = (
+    "Its models in the charts: [BrierLM over cost](view:front), [means over seeds](view:seeds), "
+    "[settings](view:sweep), [table](view:table)"
+)
+
 
 def study_identity(study: str) -> str:
     """Return the identity by which a sweep's MLflow run is found again."""
@@ -107,6 +112,8 @@ def describe(
             f"**Front after {moment.trials} trials**: {moment.size} evaluations, best BrierLM {moment.best:.2f}, "
             f"hypervolume {moment.hypervolume:.3f} decades of FLOPs x percent below {scientific(reference)} FLOPs; "
             f"{scientific(moment.spent)} FLOPs spent.",
+            "",
+            _VIEWS,
             "",
             f"**{budget.title}**: {budget.line()}",
             "",

@@ -99,11 +99,11 @@ def test_told_needs_a_finished_run_with_the_same_tags(tmp_path: Path) -> None:
 
 
 def test_links_become_addresses_or_stay_text() -> None:
-    known = {("run", "abc"): "r1", ("trial", "7"): "r7"}
-    text = "[a](run:abc) [b](trial:7) [gone](trial:8) ![f](artifact:my front.png) [web](https://example.org)"
+    known = {("run", "abc"): "r1", ("trial", "7"): "r7", ("view", "front"): "/#/experiments/5/runs?x=1"}
+    text = "[a](run:abc) [b](trial:7) [gone](trial:8) [v](view:front) ![f](artifact:my front.png) [web](https://example.org)"
     shown = resolve_links(text.replace("my front", "front"), "5", "me", lambda kind, target: known.get((kind, target)))
     assert shown == (
-        "[a](#/experiments/5/runs/r1) [b](#/experiments/5/runs/r7) gone "
+        "[a](#/experiments/5/runs/r1) [b](#/experiments/5/runs/r7) gone [v](#/experiments/5/runs?x=1) "
         '<img src="get-artifact?path=front.png&run_uuid=me" alt="f" width="860"> [web](https://example.org)'
     )
 

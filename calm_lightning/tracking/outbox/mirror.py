@@ -16,6 +16,7 @@ from calm_lightning.tracking.entries import JOURNAL_NAME, SYSTEM_NAME
 from calm_lightning.tracking.outbox.links import resolve_links
 from calm_lightning.tracking.outbox.outbox import FINISHED, RUNNING, Outbox, OutboxPlace
 from calm_lightning.tracking.outbox.tail import Tail
+from calm_lightning.tracking.serving.views import write_views
 from calm_lightning.tracking.store import Store, open_store
 
 _METRICS_PER_BATCH = 1000  # MLflow's own limit
@@ -127,9 +128,12 @@ class Mirror:
             if (found := self._find(store, "run", identity)) is not None:
                 tags[tag] = found
         if outbox.description:
+            views: dict[str, str] = {}
+            if "(view:" in outbox.description:
+                views = write_views(store.client, store.experiment_id, outbox.tags.get("study", ""))
 
             def find(kind: str, target: str) -> str | None:
-                return self._find(store, kind, target)
+                return views.get(target) if kind == "view" else self._find(store, kind, target)
 
             tags[NOTE_TAG] = resolve_links(outbox.description, store.experiment_id, run_id, find)
         store.log_tags(run_id, tags)

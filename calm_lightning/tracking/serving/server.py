@@ -29,6 +29,7 @@ from calm_lightning.tracking.config import TrackingConfig
 from calm_lightning.tracking.reading.places import place_beside
 from calm_lightning.tracking.serving.hosts import allowed_hosts, allowed_origins, check_port, names_of, url_of
 from calm_lightning.tracking.serving.process import PARENT
+from calm_lightning.tracking.serving.sqlite_statistics import refresh_statistics
 from calm_lightning.tracking.store import quiet_environment, require_mlflow
 
 __all__ = ["check_port", "serve", "server_command"]
@@ -93,6 +94,9 @@ def serve(
         TrackingError: No MLflow, no store, the port is taken, or the server does not start.
     """
     secret = f"{secrets.token_hex(16)}.invalid"  # a name that only this server answers to
+    place = place_beside(work_dir, config.uri)
+    if place.directory is not None and (database := Path(place.uri.removeprefix("sqlite:///"))).is_file():
+        refresh_statistics(database)
     command = server_command(config, work_dir, host, port, [*names, secret])
     check_port(host, port)
     previous = signal.signal(signal.SIGTERM, _interrupt)
