@@ -1,8 +1,8 @@
 """Links in descriptions: written before MLflow has given run ids, made when the description is sent.
 
 A Markdown target `(run:IDENTITY)` is the run with that identity, `(trial:7)` the child run of trial 7, `(view:front)` a
-prepared view of the runs of the same sweep, and `(artifact:front.png)` a file of the run itself. A link that leads nowhere
-yet loses its target and stays text.
+prepared view of the runs of the same sweep, and `(artifact:front.png)` a file of the run itself. A link that leads
+nowhere yet loses its target and stays text.
 """
 
 from __future__ import annotations
