@@ -104,6 +104,20 @@ class Store:
         run_ids = [run.info.run_id for run in found if run.data.tags.get(PARENT_TAG) == parent_run_id]
         return str(run_ids[0]) if run_ids else None
 
+    def find_anywhere(self, identity: str) -> str | None:
+        """Return the id of the run with this identity that was started first, whatever run it is below.
+
+        Args:
+            identity: Value of the tag `calm.identity`.
+        """
+        found = self.client.search_runs(
+            [self.experiment_id],
+            filter_string=f"tags.`{IDENTITY_TAG}` = '{identity}'",
+            order_by=["attributes.start_time ASC"],
+            max_results=1,
+        )
+        return str(found[0].info.run_id) if found else None
+
     def attach(
         self, identity: str, name: str, tags: Mapping[str, str], parent_run_id: str | None, started: float
     ) -> tuple[str, bool]:

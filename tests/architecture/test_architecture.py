@@ -43,7 +43,7 @@ LEVELS = {
 """A room of calm_lightning imports only itself and rooms on lower levels."""
 
 ONLY_IN = {
-    "mlflow": ("calm_lightning.tracking", "calm_lightning.programs.pyfunc"),
+    "mlflow": ("calm_lightning.tracking",),
     "pydantic": ("calm_lightning.tracking",),
     "optuna": ("sweeps",),
     "simpleeval": ("sweeps.space.expressions",),

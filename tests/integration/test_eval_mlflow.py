@@ -21,13 +21,15 @@ from mlflow.entities import Run
 from mlflow.utils.validation import _validate_metric_name
 
 from calm_lightning.cli.main import app
+from calm_lightning.config import load_config
 from calm_lightning.metrics import names
 from calm_lightning.programs import evaluation as evaluation_module
-from calm_lightning.run import RunResult
+from calm_lightning.run import RunResult, execute
 from calm_lightning.tracking.config import TrackingConfig
 from calm_lightning.tracking.models.evaluations import evaluation_metrics
-from calm_lightning.tracking.outbox.outbox import unsent
+from calm_lightning.tracking.outbox.outbox import Outbox, OutboxPlace, unsent
 from calm_lightning.tracking.outbox.sending import send
+from calm_lightning.tracking.outbox.tracker import MlflowTracker
 from calm_lightning.tracking.store import PARENT_TAG, Store, open_store
 
 
@@ -132,6 +134,20 @@ def test_the_same_evaluation_is_the_same_run(folder: Path, runs: dict[str, RunRe
     text = fresh[-1].inputs
     assert text is not None and [one.dataset.name for one in text.dataset_inputs] == ["test.jsonl"]
     assert f"--text {folder}/test.jsonl" in fresh[-1].data.tags["mlflow.note.content"]
+
+
+def test_a_trial_of_a_sweep_has_its_evaluations_below_it(folder: Path, tmp_path: Path) -> None:
+    place = OutboxPlace(tmp_path / "runs" / "sweeps" / "study")
+    place.directory.mkdir(parents=True)
+    sweep = MlflowTracker(place, Outbox(identity="study", name="study")).start().finish()
+    settings = [*tiny_runs.TINY, f"data.corpus={folder / 'corpus'}", f"work_dir={tmp_path / 'runs'}"]
+    trial = execute(load_config(settings, stage="baseline"), parent="study", progress=False)
+    for _ in range(2):
+        assert "warning" not in invoke(trial.run_dir).stderr
+    (found,) = evaluations(tmp_path, trial)
+    assert found.data.tags["calm.model_run"] == trial.mlflow_run_id
+    assert store_of(tmp_path).client.get_run(str(trial.mlflow_run_id)).data.tags[PARENT_TAG] == sweep
+    assert unsent(tmp_path / "runs") == []
 
 
 def test_recording_can_be_left_out(folder: Path, runs: dict[str, RunResult]) -> None:

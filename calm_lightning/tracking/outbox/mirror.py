@@ -86,7 +86,7 @@ class Mirror:
         if self._store is None or outbox.run_id is None:
             store = open_store(TrackingConfig(uri=outbox.uri, experiment=outbox.experiment), self._place.work_dir)
             parent = None
-            if outbox.parent and (parent := store.find(outbox.parent)) is None:
+            if outbox.parent and (parent := self._parent(store)) is None:
                 raise ParentMissingError(f"the parent run of {outbox.name} is not in the store yet")
             run_id, made = store.attach(outbox.identity, outbox.name, outbox.tags, parent, outbox.started)
             store.log_params(run_id, outbox.params)
@@ -102,6 +102,10 @@ class Mirror:
                 tail.rewind()
             self._store, outbox.run_id = store, run_id
         return self._store, outbox.run_id
+
+    def _parent(self, store: Store) -> str | None:
+        """Return the parent run: a sweep's, or of an evaluation the model's, which may itself be below a sweep."""
+        return store.find(self.outbox.parent) or store.find_anywhere(self.outbox.parent)
 
     def _send_numbers(self, store: Store, run_id: str) -> None:
         from mlflow.entities import Metric
@@ -146,7 +150,7 @@ class Mirror:
             return None if child is None else self._child_id(child["directory"])
         if self.outbox.parent and (beside := store.find(target, store.find(self.outbox.parent))):
             return beside
-        return store.find(target)
+        return store.find(target) or store.find_anywhere(target)
 
     def _child_id(self, directory: str) -> str | None:
         """Return the MLflow run id that a child's own outbox has, None where it has not been sent yet."""
