@@ -221,8 +221,7 @@ def _table(rows: list[RunRow]) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "id", "stage", "K", "l", "N", "head", "BrierLM", "FLOPs", "status", "study", "pareto"):
         right = heading in ("K", "l", "N", "BrierLM", "FLOPs")
-        folds = heading in ("run", "study")
-        table.add_column(heading, justify="right" if right else "left", no_wrap=not folds, overflow="fold")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "study", overflow="fold")
     for row in rows:
         table.add_row(
             row.name,

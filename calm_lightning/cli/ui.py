@@ -56,7 +56,7 @@ def ui(
         _show_links(url)
         if study:
             typer.echo(study)
-        _show_unsent(work_dir)
+        _show_unsent(work_dir, uri)
         if open_browser:
             _open(url)
 
@@ -140,11 +140,19 @@ def _show_links(url: str) -> None:
         typer.echo(f"  {link.title:{width}}  {link.url}")
 
 
-def _show_unsent(work_dir: Path) -> None:
-    """Say how many runs MLflow has not got whole, those left out that a process is sending."""
-    from calm_lightning.tracking.outbox.outbox import unsent
+def _show_unsent(work_dir: Path, uri: str) -> None:
+    """Say how many runs this store has not got whole, those left out that a process is sending."""
+    from calm_lightning.errors import TrackingError
+    from calm_lightning.tracking.outbox.outbox import OutboxPlace, unsent
 
-    waiting = sum(not place.busy() for place in unsent(work_dir))
+    def waits(place: OutboxPlace) -> bool:
+        try:
+            outbox = place.read()
+        except TrackingError:
+            return True
+        return outbox is not None and outbox.uri == uri and not place.busy()
+
+    waiting = sum(waits(place) for place in unsent(work_dir))
     if waiting:
         runs = "1 run is" if waiting == 1 else f"{waiting} runs are"
         typer.echo(f"{runs} not here yet, or not whole: calm runs send --work-dir {work_dir} delivers what is missing")

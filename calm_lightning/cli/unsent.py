@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from calm_lightning.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from calm_lightning.tracking.outbox.outbox import OutboxPlace
 
 WorkDir = Annotated[Path, typer.Option(help="Where runs are.")]
 
@@ -24,17 +27,9 @@ def unsent(work_dir: WorkDir = Path("runs"), as_json: AsJson = False) -> None:
 
     from calm_lightning.tracking.outbox.outbox import unsent as find_unsent
 
-    found = []
-    for place in find_unsent(_existing(work_dir)):
-        outbox = place.read()
-        if outbox is not None:
-            found.append((place, outbox, place.busy()))
+    found = [_row(place) for place in find_unsent(_existing(work_dir))]
     if as_json:
-        rows = [
-            {"name": box.name, "directory": str(place.directory), "status": box.status, "being_sent": busy}
-            for place, box, busy in found
-        ]
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(json.dumps(found, indent=2))
         return
     if not found:
         typer.echo(f"MLflow has everything of {work_dir}")
@@ -42,11 +37,11 @@ def unsent(work_dir: WorkDir = Path("runs"), as_json: AsJson = False) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "status", "state", "directory"):
         table.add_column(heading, no_wrap=heading != "directory", overflow="fold")
-    for place, box, busy in found:
-        state = "a process is sending it" if busy else "waits"
-        table.add_row(box.name, box.status.lower(), state, str(place.directory))
+    for row in found:
+        state = "a process is sending it" if row["being_sent"] else "waits"
+        table.add_row(str(row["name"]), str(row["status"]), state, str(row["directory"]))
     Console().print(table)
-    if not all(busy for _, _, busy in found):
+    if not all(row["being_sent"] for row in found):
         typer.echo(f"\nsend what waits: calm runs send --work-dir {work_dir}")
 
 
@@ -84,6 +79,21 @@ def send(work_dir: WorkDir = Path("runs")) -> None:
 
 
 _MOST_PROBLEMS = 5
+
+
+def _row(place: OutboxPlace) -> dict[str, str | bool]:
+    """Return what is known of a run that waits: one that runs in no process was killed."""
+    from calm_lightning.errors import TrackingError
+
+    busy = place.busy()
+    try:
+        outbox = place.read()
+    except TrackingError:
+        outbox = None
+    name, status = (outbox.name, outbox.status.lower()) if outbox else (place.directory.name, "damaged outbox")
+    if status == "running" and not busy:
+        status = "killed"
+    return {"name": name, "directory": str(place.directory), "status": status, "being_sent": busy}
 
 
 def _existing(work_dir: Path) -> Path:

@@ -120,9 +120,8 @@ def append_entries(path: Path, entries: Sequence[JournalEntry]) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    if path.exists():
-        content = path.read_bytes()
-        if content and not content.endswith(b"\n"):
-            os.truncate(path, content.rfind(b"\n") + 1)
-    with path.open("ab") as file:
+    with path.open("ab+") as file:
+        if file.tell() and file.seek(-1, os.SEEK_END) is not None and file.read() != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
         file.write("".join(map(encode, entries)).encode())

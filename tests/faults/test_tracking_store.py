@@ -45,7 +45,7 @@ print("finished", tracker.finish(timeout=wait), time.monotonic() - began, flush=
 
 def start_training(run_dir: Path, uri: str, steps: int, wait: float = 30.0) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", TRAINS, str(run_dir), uri, str(steps), str(wait)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=run_dir.parents[2])
 
 
 def read_until(process: subprocess.Popen[str], step: int) -> None:

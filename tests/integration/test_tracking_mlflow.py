@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -286,3 +287,30 @@ def test_killed_process_logs_nothing_twice(shared_work: Path) -> None:
     done = subprocess.run([*command, "60"], capture_output=True, text=True, timeout=120, check=True)
     run_id = done.stdout.split()[-1]
     assert [step for step, _, _ in history(shared_work, run_id, "train/loss")] == list(range(60))
+
+
+def test_damaged_outbox_is_written_anew_and_training_goes_on(
+    shared_work: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir = shared_work / "calm" / "damaged"
+    MetricsJournal(run_dir).log_metrics({"train/loss": 1.0}, 1)
+    (run_dir / "mlflow.json").write_text("garbage")
+    with caplog.at_level(logging.WARNING):
+        run_id = make_tracker(run_dir, "d" * 64).start().finish()
+    assert run_id is not None
+    assert any("written anew" in record.getMessage() for record in caplog.records)
+    assert unsent(shared_work) == []
+
+
+def test_a_store_that_hangs_keeps_no_other_run_waiting(shared_work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as silent:  # takes connections and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        place = OutboxPlace(shared_work / "calm" / "hangs")
+        place.directory.mkdir(parents=True)
+        place.write(Outbox(identity="e" * 64, name="hangs", uri=f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        place.marker.touch()
+        tracker = make_tracker(shared_work / "calm" / "beside", "f" * 64).start()
+        assert tracker.finish(timeout=15.0) is not None
+        assert [one.directory.name for one in unsent(shared_work)] == ["hangs"]
+        place.sent()

@@ -14,6 +14,7 @@ from calm_lightning.errors import TrackingError
 from calm_lightning.tracking.entries import JournalEntry, append_entries, read_journal
 from calm_lightning.tracking.outbox.links import resolve_links
 from calm_lightning.tracking.outbox.outbox import FINISHED, Outbox, OutboxPlace, unsent
+from calm_lightning.tracking.outbox.sending import send
 from calm_lightning.tracking.outbox.tail import Tail
 
 
@@ -124,3 +125,22 @@ def test_tail_reads_every_entry_once_however_it_is_written(
         tail.advance(place)
     assert seen == [value for batch in batches for value in batch]
     assert [entry.step for entry in read_journal(folder)] == seen
+
+
+def test_damaged_outbox_is_shown_and_not_called_sent(tmp_path: Path) -> None:
+    place = place_in(tmp_path, parent="p" * 64)
+    place.marker.touch()
+    place.file.write_text("garbage")
+    (found,) = unsent(tmp_path)
+    assert found.file == place.file
+    sent = send(found)
+    assert "delete it" in sent.problem
+    assert place.marker.exists()
+
+
+def test_another_store_has_not_been_told(tmp_path: Path) -> None:
+    place = place_in(tmp_path)
+    place.write(Outbox(identity="i", name="n", status=FINISHED))
+    assert place.told(Outbox(identity="i", name="n"))
+    assert not place.told(Outbox(identity="i", name="n", uri="http://127.0.0.1:5000"))
+    assert not place.told(Outbox(identity="i", name="n", experiment="another"))

@@ -21,6 +21,7 @@ from calm_lightning.tracking.store import Store, open_store
 
 _METRICS_PER_BATCH = 1000  # MLflow's own limit
 NOTE_TAG = "mlflow.note.content"
+_AWAY = re.compile("Connection refused|NewConnectionError|Max retries exceeded|timed out")
 
 
 class ParentMissingError(TrackingError):
@@ -169,7 +170,7 @@ class Mirror:
                 store.client.log_artifacts(run_id, str(path), path.name)
             else:
                 store.client.log_artifact(run_id, str(path))
-            outbox.sent_files[name] = state
+            outbox.sent_files = {**outbox.sent_files, name: state}  # another thread may be writing the old ones down
 
     def _send_children(self, store: Store) -> None:
         """Set the tags of children that have changed; of those that are not in the store yet, another time."""
@@ -198,4 +199,6 @@ def _state(path: Path) -> str | None:
 
 def in_one_line(error: BaseException) -> str:
     """Return why a store failed, in one short line."""
+    if _AWAY.search(str(error)):
+        return "nothing answers there"
     return re.sub(r"\s+", " ", str(error)).strip()[:300] or type(error).__name__

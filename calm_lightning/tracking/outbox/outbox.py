@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -138,7 +139,7 @@ class OutboxPlace:
         Raises:
             OSError: The directory cannot be written to.
         """
-        scratch = self.file.with_name(f".{self.file.name}.tmp")
+        scratch = self.file.with_name(f".{self.file.name}.{os.getpid()}-{threading.get_ident()}.tmp")
         try:
             scratch.write_text(json.dumps(asdict(outbox), indent=1), encoding="utf-8")
             os.replace(scratch, self.file)
@@ -177,9 +178,14 @@ class OutboxPlace:
             marker.close()
 
     def told(self, outbox: Outbox) -> bool:
-        """Return whether the store already has a finished run with these tags, so that there is nothing to tell."""
-        before = self.read()
-        if before is None or before.status != FINISHED or self.marker.exists():
+        """Return whether the same store has a finished run with these tags, so that there is nothing to tell."""
+        try:
+            before = self.read()
+        except TrackingError:
+            return False
+        if before is None or (before.uri, before.experiment) != (outbox.uri, outbox.experiment):
+            return False
+        if before.status != FINISHED or self.marker.exists():
             return False
         return all(before.tags.get(name) == value for name, value in outbox.tags.items() if not _of_machine(name))
 
@@ -205,7 +211,10 @@ def _of_machine(tag: str) -> bool:
 
 
 def unsent(work_dir: Path) -> list[OutboxPlace]:
-    """Return the outboxes below a work directory that the store has not got whole, parents of sweeps first."""
+    """Return the outboxes below a work directory that the store has not got whole, parents of sweeps first.
+
+    One that was never written has nothing to send and is left out; a damaged one is there, and reading it says so.
+    """
     found = []
     for marker in Path(work_dir).glob(f"*/*/mlflow*{_UNSENT}"):
         place = _place_of(marker)
@@ -216,8 +225,10 @@ def unsent(work_dir: Path) -> list[OutboxPlace]:
 
 def _place_of(marker: Path) -> OutboxPlace | None:
     """Return the outbox that a marker belongs to, None where it was never written."""
+    _, _, beginning = marker.stem.partition("-")
+    place = OutboxPlace(marker.parent, beginning)  # a file is named by the beginning of its parent's identity
     try:
-        value = json.loads(marker.with_suffix(_OUTBOX).read_text(encoding="utf-8"))
-        return OutboxPlace(marker.parent, str(value["parent"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        outbox = place.read()
+    except TrackingError:
+        return place
+    return None if outbox is None else OutboxPlace(marker.parent, outbox.parent)

@@ -89,7 +89,12 @@ def describe_run(
     if drawn:
         lines += [f"![Learning curve](artifact:{FIGURE})", ""]
     config = shlex.quote(str(run_dir / "config.yaml"))
-    lines += ["Train it again, or go on with it:", "", "```", f"calm train {resolved['stage']} {config}", "```"]
+    train = f"calm train {resolved['stage']} {config}"
+    lines += [
+        "Go on with it where it was stopped, and train it once more (`config.yaml` is among the artifacts, too):",
+        "",
+        *("```", train, f"{train} work_dir=again", "```"),
+    ]
     if resolved["stage"] != "autoencoder" and metrics:
         lines += ["", "Text from it:", "", "```", f"calm generate {shlex.quote(str(run_dir))}", "```"]
     return "\n".join(lines)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from calm_lightning.errors import TrackingError
 from calm_lightning.tracking.entries import read_journal
 from calm_lightning.tracking.outbox.mirror import Mirror, in_one_line
-from calm_lightning.tracking.outbox.outbox import KILLED, RUNNING, OutboxPlace, unsent
-from calm_lightning.tracking.store import require_mlflow
+from calm_lightning.tracking.outbox.outbox import KILLED, RUNNING, Outbox, OutboxPlace, unsent
+
+_BETWEEN_ROUNDS_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -39,29 +42,49 @@ def send(place: OutboxPlace) -> Sent:
         with place.held() as held:
             if not held:
                 return Sent(place, name, busy=True)
-            outbox = place.read()
-            if outbox is None:
+            read = place.read()
+            if read is None:
                 place.sent()
                 return Sent(place, name)
+            outbox = copy.deepcopy(read)
             if outbox.status == RUNNING:
                 entries = read_journal(place.directory)
                 outbox.status, outbox.ended = KILLED, entries[-1].time if entries else outbox.started
             mirror = Mirror(place, outbox)
             mirror.close()
-            place.write(outbox)
-            if mirror.complete:
+            if _keep(place, read, outbox) and mirror.complete:
                 place.sent()
             return Sent(place, outbox.name)
     except Exception as error:  # a store may raise anything
         return Sent(place, name, problem=in_one_line(error))
 
 
-def send_all(work_dir: Path) -> Iterator[Sent]:
-    """Send every outbox below a work directory, parents first; yields what became of each.
+def _keep(place: OutboxPlace, read: Outbox, sent: Outbox) -> bool:
+    """Write down what was sent, and return whether that is all: the run may have gone on in the meantime."""
+    now = place.read()
+    if now == read:
+        place.write(sent)
+        return True
+    if now is not None:
+        now.run_id, now.sent_files = sent.run_id, sent.sent_files
+        place.write(now)
+    return False
 
-    Raises:
-        TrackingError: MLflow is not installed.
+
+def send_others(work_dir: Path, uri: str, stop: threading.Event) -> None:
+    """Send what earlier runs left behind for the same store, until told to stop; what fails is for another time.
+
+    Args:
+        work_dir: The work directory.
+        uri: The store, as outboxes name it.
+        stop: Ends it.
     """
-    require_mlflow()
-    for place in unsent(work_dir):
-        yield send(place)
+    while not stop.is_set():
+        for place in unsent(work_dir):
+            try:
+                outbox = place.read()
+            except TrackingError:
+                continue  # `calm runs unsent` tells of it
+            if stop.is_set() or (outbox is not None and outbox.uri == uri and send(place).problem):
+                break
+        stop.wait(_BETWEEN_ROUNDS_SECONDS)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
+from calm_lightning.errors import TrackingError
 from calm_lightning.tracking.config import TrackingConfig
 from calm_lightning.tracking.outbox.mirror import Mirror, in_one_line
 from calm_lightning.tracking.outbox.outbox import Outbox, OutboxPlace
-from calm_lightning.tracking.outbox.sending import Sent, send_all
+from calm_lightning.tracking.outbox.sending import send_others
 from calm_lightning.tracking.outbox.system import SystemMetrics
 from calm_lightning.tracking.store import require_mlflow, tracking_uri
 
@@ -23,8 +24,6 @@ _LOG = logging.getLogger(__name__)
 _POLL_SECONDS = 2.0
 _LONGEST_WAIT_SECONDS = 60.0
 _BETWEEN_TRIES_SECONDS = 0.5
-_FOR_OTHERS_SECONDS = 5.0
-"""Seconds between two looks at the own journal that may be spent on what earlier runs left behind."""
 _LAST_TRIES = 3
 """Tries at the end of a run before a store that fails is given up."""
 
@@ -49,7 +48,9 @@ class MlflowTracker:
         self._changed = threading.Event()
         self._stop = False
         self._deadline = 0.0
-        self._failing = self._warned = self._done = False
+        self._warned = self._done = False
+        self._leave_others = threading.Event()
+        self._others: threading.Thread | None = None
         self._system = SystemMetrics(place.directory) if system_metrics else None
         self._thread = threading.Thread(target=self._follow, name="mlflow-tracker", daemon=True)
 
@@ -60,8 +61,12 @@ class MlflowTracker:
 
     def start(self) -> MlflowTracker:
         """Write the outbox and start following the journal; returns at once."""
-        before = self._place.read()
-        if before is not None:
+        try:
+            before = self._place.read()
+        except TrackingError as error:
+            _LOG.warning("%s; it is written anew", str(error).partition(":")[0])
+            before = None
+        if before is not None and before.uri == self._outbox.uri:
             self._outbox.run_id, self._outbox.started = before.run_id, before.started or self._outbox.started
             self._outbox.sent_files = before.sent_files
         self._place.directory.mkdir(parents=True, exist_ok=True)
@@ -74,7 +79,8 @@ class MlflowTracker:
 
     def update(self, change: Callable[[Outbox], None]) -> None:
         """Change what MLflow shall show, on disk at once and in the store soon."""
-        change(self._outbox)
+        with self._saving:
+            change(self._outbox)
         self._save()
         self._changed.set()
 
@@ -99,6 +105,7 @@ class MlflowTracker:
             outbox.status, outbox.ended = status, ended or time.time()
 
         self._deadline, self._stop = time.monotonic() + timeout, True
+        self._leave_others.set()
         self.update(end)
         self._thread.join(timeout + 1.0)
         if not self._done:
@@ -125,7 +132,6 @@ class MlflowTracker:
 
     def _send_until_done(self) -> None:
         wait, tries = 0.0, _LAST_TRIES
-        others = send_all(self._place.work_dir)
         while True:
             self._changed.wait(wait)
             self._changed.clear()
@@ -134,16 +140,14 @@ class MlflowTracker:
                 self._send(stopping)
                 if self._done:
                     return
-                self._failing, wait = False, _POLL_SECONDS
+                wait = _POLL_SECONDS
+                self._send_others()
             except Exception as error:  # whatever the store does, training goes on
                 wait = self._failed(error, wait)
                 tries -= stopping
                 if stopping and (tries <= 0 or time.monotonic() > self._deadline):
                     return
-            if self._stop:
-                wait = _BETWEEN_TRIES_SECONDS
-            elif not self._failing:
-                self._send_some(others)
+            wait = _BETWEEN_TRIES_SECONDS if self._stop else wait
 
     def _send(self, stopping: bool) -> None:
         """Send what is new; with the last of it, end the run and take the marker away."""
@@ -158,14 +162,12 @@ class MlflowTracker:
         if self._done or before != (self.run_id, self._outbox.sent_files):
             self._save()
 
-    def _send_some(self, others: Iterator[Sent]) -> None:
-        """Send some of what earlier runs left behind; what the store does not take now is for another time."""
-        until = time.monotonic() + _FOR_OTHERS_SECONDS
-        for sent in others:
-            if sent.problem:
-                _LOG.debug("%s is kept: %s", sent.place.file, sent.problem)
-            if self._stop or time.monotonic() > until:
-                return
+    def _send_others(self) -> None:
+        """Have a thread send what earlier runs left behind: a store that takes this run's numbers takes theirs."""
+        if self._others is None and not self._stop:
+            given = (self._place.work_dir, self._outbox.uri, self._leave_others)
+            self._others = threading.Thread(target=send_others, args=given, name="mlflow-others", daemon=True)
+            self._others.start()
 
     def _failed(self, error: Exception, wait: float) -> float:
         """Take note of a failure, and return how long to wait before the next try."""
@@ -177,7 +179,6 @@ class MlflowTracker:
                 self._outbox.name,
                 in_one_line(error),
             )
-        self._failing = True
         self._mirror.forget()  # attach again: a fresh connection, and the store says what arrived
         return min(_LONGEST_WAIT_SECONDS, max(2 * wait, _POLL_SECONDS))
 
