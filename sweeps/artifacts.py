@@ -40,6 +40,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
+def clear_partial(directory: Path) -> None:
+    """Remove what a process that was killed while it wrote left behind; only for who alone writes there."""
+    for path in directory.glob(".*.partial*"):
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write a text file, whole or not at all.
 

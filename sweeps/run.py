@@ -197,6 +197,7 @@ def _open(
     )
     public = replace(sweep, storage=without_password(sweep.storage))  # the file is also copied to MLflow
     artifacts.write_text(directory / artifacts.CONFIG, sweep_to_yaml(public))
+    artifacts.clear_partial(directory)
     clear_stop(directory)
     write_session(directory, session)
     tracker = _track(public, directory, manifest)

@@ -55,14 +55,13 @@ def send(work_dir: WorkDir = Path("runs")) -> None:
     from rich.progress import track
 
     from calm_lightning.tracking.outbox.outbox import unsent as find_unsent
-    from calm_lightning.tracking.outbox.sending import send as send_one
+    from calm_lightning.tracking.outbox.sending import send_all
     from calm_lightning.tracking.store import require_mlflow
 
     require_mlflow()
     places = find_unsent(_existing(work_dir))
     done, problems = 0, []
-    for place in track(places, "sending", transient=True, disable=not places):
-        sent = send_one(place)
+    for sent in track(send_all(places), "sending", total=len(places), transient=True, disable=not places):
         if sent.problem:
             problems.append(f"{sent.name}: {sent.problem}")
         elif sent.busy:

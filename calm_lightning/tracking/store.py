@@ -6,6 +6,7 @@ command continues the same MLflow run. The price is one search when a run is att
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import importlib.util
 import logging
@@ -196,6 +197,7 @@ def open_store(config: TrackingConfig, work_dir: str | Path) -> Store:
         directory = store_dir(work_dir)
         directory.mkdir(parents=True, exist_ok=True)
         location = (directory / "artifacts").as_uri()
+        _make_database(directory)
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(config.experiment)
     if experiment is not None:
@@ -209,6 +211,33 @@ def open_store(config: TrackingConfig, work_dir: str | Path) -> Store:
         if experiment is None:
             raise
         return Store(client, uri, experiment.experiment_id)
+
+
+def _make_database(directory: Path) -> None:
+    """Make the embedded store's database, whole or not at all.
+
+    MLflow makes its schema in dozens of steps, and cannot open a file in which a killed process got halfway. So it is
+    made under another name, by one process at a time.
+
+    Args:
+        directory: The store's directory.
+    """
+    database = directory / "mlflow.db"
+    if database.is_file():
+        return
+    with (directory / "mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if database.is_file():
+            return
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        scratch = directory / ".mlflow.db.partial"
+        for left in directory.glob(f"{scratch.name}*"):  # by a process that was killed, with its SQLite journal
+            left.unlink()
+        make: Any = SqlAlchemyStore
+        made = make(f"sqlite:///{scratch.as_posix()}", str(directory / "artifacts"))
+        made.engine.dispose()
+        os.replace(scratch, database)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from calm_lightning.tracking.outbox.outbox import unsent
-from calm_lightning.tracking.outbox.sending import send
+from calm_lightning.tracking.outbox.sending import send_all
 from sweeps.recording.parent import study_identity, sweep_place
 
 
@@ -23,8 +23,7 @@ def deliver(directory: Path, console: Console) -> int:
     """
     place, identity = sweep_place(directory), study_identity(directory.name)
     waiting = [one for one in unsent(place.work_dir) if one.parent == identity or one.directory == place.directory]
-    for number, one in enumerate(waiting):
-        sent = send(one)
+    for number, sent in enumerate(send_all(waiting)):
         if sent.problem:
             left = len(waiting) - number
             console.print(

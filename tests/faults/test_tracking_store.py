@@ -272,3 +272,36 @@ def test_outbox_of_a_tracker_that_could_not_start_sending_is_whole(tmp_path: Pat
     outbox = place.read()
     assert outbox is not None and outbox.name == "early" and outbox.status == "RUNNING"
     tracker.finish(timeout=1.0)
+
+
+OPENS = """
+import sys
+import mlflow.store.tracking.sqlalchemy_store
+from pathlib import Path
+from calm_lightning.tracking.config import TrackingConfig
+from calm_lightning.tracking.store import open_store
+print("ready", flush=True)
+open_store(TrackingConfig(), Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 1.0])
+def test_store_whose_maker_was_killed_opens(tmp_path: Path, seconds: float) -> None:
+    maker = subprocess.Popen([sys.executable, "-c", OPENS, str(tmp_path / "runs")], stdout=subprocess.PIPE, text=True)
+    assert maker.stdout is not None
+    assert maker.stdout.readline() == "ready\n"
+    time.sleep(seconds)
+    maker.kill()
+    maker.wait()
+    store = open_store(TrackingConfig(), tmp_path / "runs")
+    assert store.client.search_runs([store.experiment_id]) == []
+    assert sorted(path.name for path in (tmp_path / "mlruns").glob("*mlflow.db*")) == ["mlflow.db"]
+
+
+@pytest.mark.slow
+def test_processes_that_make_a_store_at_once_make_one(tmp_path: Path) -> None:
+    makers = [subprocess.Popen([sys.executable, "-c", OPENS, str(tmp_path / "runs")]) for _ in range(4)]
+    assert [maker.wait(timeout=120) for maker in makers] == [0] * 4
+    client = open_store(TrackingConfig(), tmp_path / "runs").client
+    assert sorted(one.name for one in client.search_experiments()) == ["Default", "calm"]

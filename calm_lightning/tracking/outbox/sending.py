@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,21 @@ def send(place: OutboxPlace) -> Sent:
             return Sent(place, outbox.name)
     except Exception as error:  # a store may raise anything
         return Sent(place, name, problem=in_one_line(error))
+
+
+def send_all(places: Sequence[OutboxPlace]) -> Iterator[Sent]:
+    """Send outboxes, yielding what became of each.
+
+    Args:
+        places: Where they lie, parents first, since children are put below them. A parent whose children were not in
+            the store then is sent once more at the end, for their tags and its links to them.
+    """
+    for place in places:
+        yield send(place)
+    again = [place for place in places if not place.parent and place.marker.exists() and not place.busy()]
+    for place in again:
+        if (outbox := place.read()) is not None and outbox.children:
+            send(place)
 
 
 def _keep(place: OutboxPlace, read: Outbox, sent: Outbox) -> bool:
